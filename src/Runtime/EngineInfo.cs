@@ -1,0 +1,19 @@
+namespace TenantLora.Runtime;
+
+/// <summary>What an engine serves and on what.</summary>
+/// <param name="Model">The base model's name.</param>
+/// <param name="Family"><c>llama</c>, <c>mistral</c>, <c>qwen2</c> or <c>qwen3</c>.</param>
+/// <param name="Parameters">Weights of the base model.</param>
+/// <param name="ContextLength">Longest prompt and answer together, in tokens.</param>
+/// <param name="Device">The backend in words: <c>cpu, 2 threads, AVX2</c>.</param>
+/// <param name="BaseDigest">Names the base weights by content.</param>
+public sealed record EngineInfo(string Model, string Family, long Parameters, int ContextLength, string Device, string BaseDigest);
+
+/// <summary>A look at a running engine.</summary>
+/// <param name="Waiting">Requests not yet running.</param>
+/// <param name="Running">Sequences in the batch.</param>
+/// <param name="BlocksTotal">KV blocks in the pool.</param>
+/// <param name="BlocksFree">KV blocks nobody holds.</param>
+/// <param name="AdaptersHeld">References that sequences hold on adapters.</param>
+/// <param name="Preemptions">Sequences sent back to wait since the start.</param>
+public sealed record EngineStatus(int Waiting, int Running, int BlocksTotal, int BlocksFree, int AdaptersHeld, long Preemptions);

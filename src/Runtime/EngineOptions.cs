@@ -1,0 +1,41 @@
+namespace TenantLora.Runtime;
+
+/// <summary>What an <see cref="Engine"/> is made of. Checked at start; a bad value stops the start by name.</summary>
+public sealed record EngineOptions
+{
+    /// <summary>A folder in Hugging Face layout: config.json, tokenizer.json, *.safetensors…</summary>
+    public required string ModelDirectory { get; init; }
+
+    /// <summary>The name callers use for the base model; null: the folder's name.</summary>
+    public string? ModelName { get; init; }
+
+    /// <summary><c>auto</c> or <c>cpu</c>.</summary>
+    public string Device { get; init; } = "auto";
+
+    /// <summary>Threads of the Cpu backend; 0: one a core.</summary>
+    public int Threads { get; init; }
+
+    /// <summary>KV positions in one block.</summary>
+    public int BlockSize { get; init; } = 16;
+
+    /// <summary>KV positions in the whole pool, shared by all sequences; 0: eight full contexts, within a quarter of the memory.</summary>
+    public int CacheTokens { get; init; }
+
+    /// <summary>Longest prompt and answer together; 0: what config.json says, cut to the pool.</summary>
+    public int ContextLength { get; init; }
+
+    /// <summary>Rows (tokens) in one step at most, prompt chunks and decoding rows together.</summary>
+    public int StepTokens { get; init; } = 256;
+
+    /// <summary>Sequences that run at once at most.</summary>
+    public int MaxSequences { get; init; } = 256;
+
+    /// <summary>Requests that may wait; one more is refused with <see cref="ErrorCodes.QueueFull"/>.</summary>
+    public int MaxQueued { get; init; } = 1024;
+
+    /// <summary>Highest adapter rank accepted.</summary>
+    public int MaxAdapterRank { get; init; } = 256;
+
+    /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen</c>; null: read from the template's text.</summary>
+    public string? ChatTemplate { get; init; }
+}
