@@ -61,8 +61,7 @@ public sealed partial class Engine : IRuntime
         files = WeightFiles.Open(directory);
 
         backend = new CpuBackend(options.Threads);
-        long parameters = 0;
-        weights = ModelWeights.Load(config, Counted, backend);
+        weights = ModelWeights.Load(config, files.Get, backend);
         var blocks = CacheBlocks();
         cache = backend.CreateKvCache(blocks, options.BlockSize, config.ToAttentionShape());
         model = new Transformer(config, weights, backend, cache);
@@ -74,15 +73,9 @@ public sealed partial class Engine : IRuntime
 
         var context = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, Math.Min(config.MaxPositions, blocks * options.BlockSize));
         Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
-            config.Family, parameters, context, backend.Name, files.Digest);
+            config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
         thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
         thread.Start();
-
-        HostTensor Counted(string name, int rows, int cols)
-        {
-            parameters += (long)rows * cols;
-            return files.Get(name, rows, cols);
-        }
     }
 
     /// <summary>Loads the model and starts the engine's thread.</summary>
@@ -220,8 +213,8 @@ public sealed partial class Engine : IRuntime
             lease?.Dispose();
             throw new TenantLoraException(ErrorCodes.QueueFull, $"{options.MaxQueued} requests are waiting already.") { RetryAfter = TimeSpan.FromSeconds(1) };
         }
-        var sampling = new SamplingState(request.Sampling, config.SamplingDefaults, request.Sampling.Seed ?? Random.Shared.NextInt64(), prompt);
-        var generation = new Generation(request, prompt, request.MaxTokens ?? room, endTokens, lease, sampling);
+        var sampling = new SamplingState(request.Sampling, config.Generation.Sampling, request.Sampling.Seed ?? Random.Shared.NextInt64(), prompt);
+        var generation = new Generation(request, prompt, request.MaxTokens ?? Math.Min(room, config.Generation.MaxNewTokens ?? room), endTokens, lease, sampling);
         arrivals.Enqueue(generation);
         arrived.Release();
         if (stopping.IsCancellationRequested) generation.End(ShuttingDown());           // perhaps too late for the loop to see it

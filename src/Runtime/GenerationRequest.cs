@@ -29,7 +29,7 @@ public sealed record GenerationRequest
     /// <summary>How tokens are chosen.</summary>
     public SamplingOptions Sampling { get; init; } = new();
 
-    /// <summary>At most this many tokens are generated, 1 or more; null: as many as fit the context.</summary>
+    /// <summary>At most this many tokens are generated, 1 or more; null: the model's own limit, or as many as fit the context.</summary>
     public int? MaxTokens { get; init; }
 
     /// <summary>Generation ends before the first of these texts; they are found across token borders and never shown in part.</summary>
