@@ -1,5 +1,6 @@
 using System.Globalization;
 using System.Text.Json;
+using System.Text.Unicode;
 
 namespace TenantLora.Runtime.Models;
 
@@ -20,12 +21,19 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
 
     /// <summary>A file's object: strict JSON, no duplicate fields.</summary>
     /// <exception cref="ModelFileException">It is missing, too long, or not that.</exception>
-    public static JsonDocument Parse(string file, int maxBytes)
+    public static JsonDocument Parse(string file, int maxBytes) => Parse(file, Read(file, maxBytes));
+
+    /// <summary>A small file's bytes.</summary>
+    /// <exception cref="ModelFileException">It is missing or too long.</exception>
+    public static byte[] Read(string file, int maxBytes)
     {
         try
         {
-            if (new FileInfo(file).Length > maxBytes) throw new ModelFileException(file, null, $"at most {maxBytes} bytes", $"{new FileInfo(file).Length}");
-            return Parse(file, File.ReadAllBytes(file));
+            using var stream = File.OpenRead(file);
+            if (stream.Length > maxBytes) throw new ModelFileException(file, null, $"at most {maxBytes} bytes", $"{stream.Length}");
+            var bytes = new byte[stream.Length];
+            stream.ReadExactly(bytes);
+            return bytes;
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
@@ -37,7 +45,7 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
     public static JsonDocument Parse(string file, ReadOnlyMemory<byte> text)
     {
         // The parser does not look into strings; reading one later would throw.
-        if (!System.Text.Unicode.Utf8.IsValid(text.Span)) throw new ModelFileException(file, null, "UTF-8", "other bytes");
+        if (!Utf8.IsValid(text.Span)) throw new ModelFileException(file, null, "UTF-8", "other bytes");
         try
         {
             var document = JsonDocument.Parse(text, new JsonDocumentOptions { AllowDuplicateProperties = false, MaxDepth = 16 });
@@ -121,7 +129,8 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
     /// <summary>Reports a finding about a field of this object.</summary>
     public void Refuse(string name, string expected, string found) => report(path + Printable.Of(name), expected, found);
 
-    private static string? AsText(JsonElement value)
+    /// <summary>A string's text; null for anything else, half a surrogate pair included.</summary>
+    public static string? AsText(JsonElement value)
     {
         try
         {
@@ -129,7 +138,7 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
         }
         catch (InvalidOperationException)
         {
-            return null;    // half a surrogate pair
+            return null;
         }
     }
 

@@ -93,6 +93,7 @@ internal sealed unsafe class SafeTensors : IDisposable
             using var file = File.OpenHandle(path);
             length = RandomAccess.GetLength(file);
             if (length < 8) throw new ModelFileException(path, "header length", "8 bytes", $"a file of {length}");
+            if (length > limits.FileBytes) throw new ModelFileException(path, null, $"at most {limits.FileBytes} bytes", $"{length}");
             memory = bring(file, length);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

@@ -16,9 +16,12 @@ internal sealed record TensorEntry(string Name, string DType, long[] Shape, long
     public string Form => $"{DType} [{string.Join(", ", Shape)}]";
 }
 
-/// <summary>How much of a header is worth reading.</summary>
+/// <summary>How much of a file is worth reading.</summary>
 internal sealed record SafeTensorsLimits(int HeaderBytes, int Tensors, int MetadataBytes)
 {
+    /// <summary>The whole file.</summary>
+    public long FileBytes { get; init; } = long.MaxValue;
+
     /// <summary>A base model's, chosen by whoever runs the server: the format's own limit.</summary>
     public static SafeTensorsLimits Model { get; } = new(100_000_000, int.MaxValue, int.MaxValue);
 
