@@ -17,8 +17,7 @@ public static class TenantLoraServiceCollectionExtensions
     {
         ArgumentNullException.ThrowIfNull(services);
         ArgumentException.ThrowIfNullOrWhiteSpace(tenant);
-        return services.AddKeyedSingleton<IChatClient>(serviceKey, (provider, key) =>
-            (provider.GetKeyedService<TenantLoraClient>(key) ?? provider.GetRequiredService<TenantLoraClient>()).GetChatClient(tenant, model));
+        return services.AddKeyedSingleton<IChatClient>(serviceKey, (provider, key) => provider.GetTenantLoraChatClient(key, tenant, model));
     }
 
     /// <summary>A client of a TenantLora server, as the tenant that <paramref name="apiKey"/> belongs to.</summary>
@@ -33,4 +32,7 @@ public static class TenantLoraServiceCollectionExtensions
         var client = new TenantLoraChatClient(server, apiKey, model);
         return services.AddKeyedSingleton<IChatClient>(serviceKey, (_, _) => client);
     }
+
+    internal static TenantLoraChatClient GetTenantLoraChatClient(this IServiceProvider provider, object? serviceKey, string tenant, string? model) =>
+        (provider.GetKeyedService<TenantLoraClient>(serviceKey) ?? provider.GetRequiredService<TenantLoraClient>()).GetChatClient(tenant, model);
 }
