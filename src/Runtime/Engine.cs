@@ -100,7 +100,7 @@ public sealed partial class Engine : IRuntime
     /// <summary>Checks a PEFT folder against the base model without keeping it: every finding in one pass.</summary>
     public AdapterReport ValidateAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank);
+        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
         adapter?.Dispose();
         return report;
     }
@@ -109,7 +109,7 @@ public sealed partial class Engine : IRuntime
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
     public AdapterInfo AddAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank);
+        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
         return adapter is null ? throw new AdapterRefusedException(directory, report) : adapters.Add(adapter);
     }
 
