@@ -22,7 +22,7 @@ namespace TenantLora.Connector;
 /// <para>
 /// Answers. Updates share one ResponseId, MessageId and ModelId and carry the <see cref="GenerationEvent"/> as RawRepresentation; the last has the
 /// finish reason, one <see cref="UsageContent"/>, and AdditionalProperties <c>adapter</c> (digest), <c>system_fingerprint</c>,
-/// <c>queue_ms</c>, <c>prefill_ms</c>, <c>decode_ms</c>, <c>time_to_first_token_ms</c>, <c>tokens_per_second</c>, and <c>logprobs</c>
+/// <c>queued_ms</c>, <c>prefill_ms</c>, <c>decode_ms</c>, <c>time_to_first_token_ms</c>, <c>tokens_per_second</c>, and <c>logprobs</c>
 /// (a list of <see cref="TokenLogProbability"/>, the whole answer's) when asked for.
 /// </para>
 /// <para>
@@ -130,7 +130,7 @@ public sealed class TenantLoraChatClient : IChatClient
         var (queued, prefill, decode) = done.Timings;
         var facts = new AdditionalPropertiesDictionary
         {
-            ["queue_ms"] = queued.TotalMilliseconds,
+            ["queued_ms"] = queued.TotalMilliseconds,
             ["prefill_ms"] = prefill.TotalMilliseconds,
             ["decode_ms"] = decode.TotalMilliseconds,
             ["time_to_first_token_ms"] = (queued + prefill).TotalMilliseconds,

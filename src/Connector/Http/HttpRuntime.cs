@@ -171,7 +171,7 @@ internal sealed class HttpRuntime : IRuntime
         new(ErrorCodes.Unreachable, $"No whole answer from the server: {what.TrimEnd('.')}.", inner) { RequestId = requestId };
 
     /// <summary>What the chunks so far add up to.</summary>
-    /// <param name="adapter">As the server names it: <c>support@v3</c> or a digest.</param>
+    /// <param name="adapter">As the server names it: a digest, <c>support@v3</c>, or <c>none</c> for the base model.</param>
     private sealed class Answer(string? adapter)
     {
         private string? finish;
@@ -194,8 +194,8 @@ internal sealed class HttpRuntime : IRuntime
         public GenerationDone? Done() => finish is null ? null
             : new GenerationDone(finish == "length" ? FinishReason.Length : FinishReason.Stop,
                 new GenerationUsage(usage?.PromptTokens ?? 0, usage?.CompletionTokens ?? 0),
-                new GenerationTimings(Time(timings?.QueueMs), Time(timings?.PromptMs), Time(timings?.PredictedMs)))
-            { Adapter = adapter, Fingerprint = fingerprint };
+                new GenerationTimings(Time(timings?.QueuedMs), Time(timings?.PromptMs), Time(timings?.PredictedMs)))
+            { Adapter = adapter == "none" ? null : adapter, Fingerprint = fingerprint };
 
         private static TimeSpan Time(double? milliseconds) => milliseconds is > 0 and < 1e12 ? TimeSpan.FromMilliseconds(milliseconds.Value) : TimeSpan.Zero;
     }

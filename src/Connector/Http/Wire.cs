@@ -104,7 +104,7 @@ internal sealed record WireDelta(string? Content);
 
 internal sealed record WireUsage(int PromptTokens, int CompletionTokens);
 
-internal sealed record WireTimings(double? QueueMs, double? PromptMs, double? PredictedMs);
+internal sealed record WireTimings(double? QueuedMs, double? PromptMs, double? PredictedMs);
 
 /// <summary>Log-probabilities in the shape of chat (<c>content</c>) or of completions (parallel lists).</summary>
 internal sealed record WireLogProbabilities(

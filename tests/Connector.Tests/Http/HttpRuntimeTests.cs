@@ -18,7 +18,7 @@ public sealed class HttpRuntimeTests
         ": keep-alive\n\n" +
         "data:{\"choices\":[{\"index\":0,\"delta\":{\"content\":\", 🌊 sailor\\n\"}}],\"unknown\":{\"a\":[1]}}\n\n" +
         "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"length\"}]}\n\n" +
-        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":4,\"total_tokens\":15},\"system_fingerprint\":\"fp_1\",\"timings\":{\"prompt_n\":11,\"prompt_ms\":20.5,\"prompt_per_second\":500,\"predicted_n\":4,\"predicted_ms\":30,\"predicted_per_second\":133.3}}\n\n" +
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":11,\"completion_tokens\":4,\"total_tokens\":15},\"system_fingerprint\":\"fp_1\",\"timings\":{\"queued_ms\":1.5,\"prompt_n\":11,\"prompt_ms\":20.5,\"prompt_per_second\":500,\"predicted_n\":4,\"predicted_ms\":30,\"predicted_per_second\":133.3}}\n\n" +
         "data: [DONE]\n\n";
 
     private static readonly GenerationRequest Request = new() { Tenant = "harbor", Model = "support", Messages = [new Message("user", "Hi")] };
@@ -42,9 +42,19 @@ public sealed class HttpRuntimeTests
             var done = Assert.IsType<GenerationDone>(events[^1]);
             Assert.Equal(FinishReason.Length, done.Reason);
             Assert.Equal(new GenerationUsage(11, 4), done.Usage);
-            Assert.Equal(new GenerationTimings(TimeSpan.Zero, TimeSpan.FromMilliseconds(20.5), TimeSpan.FromMilliseconds(30)), done.Timings);
+            Assert.Equal(new GenerationTimings(TimeSpan.FromMilliseconds(1.5), TimeSpan.FromMilliseconds(20.5), TimeSpan.FromMilliseconds(30)), done.Timings);
             Assert.Equal(("support@v3", "fp_1"), (done.Adapter, done.Fingerprint));
         }
+    }
+
+    [Theory]
+    [InlineData("none", null)]
+    [InlineData("sha256:aa", "sha256:aa")]
+    public async Task The_adapter_that_answered_is_in_a_header(string header, string? expected)
+    {
+        var handler = StubHandler.Streaming([Encoding.UTF8.GetBytes(Stream)]);
+        handler.Adapter = header;
+        Assert.Equal(expected, ((GenerationDone)(await Collect(Runtime(handler)))[^1]).Adapter);
     }
 
     [Theory]
@@ -375,6 +385,7 @@ public sealed class HttpRuntimeTests
         public string? Uri { get; private set; }
         public string? Authorization { get; private set; }
         public string? Body { get; private set; }
+        public string Adapter { get; set; } = "support@v3";
         public RetryConditionHeaderValue? RetryAfter { get; set; }
 
         public static StubHandler Streaming(IEnumerable<byte[]> pieces) => new(() => new HttpResponseMessage
@@ -391,7 +402,7 @@ public sealed class HttpRuntimeTests
             Body = request.Content is null ? null : await request.Content.ReadAsStringAsync(cancellationToken);
             var response = answer();
             response.Headers.Add("x-request-id", "req-1");
-            response.Headers.Add("x-tenantlora-adapter", "support@v3");
+            response.Headers.Add("x-tenantlora-adapter", Adapter);
             response.Headers.RetryAfter = RetryAfter;
             return response;
         }
