@@ -55,7 +55,7 @@ internal sealed partial class CompletionService(
         {
             await AnswerAsync(context, chat, endpoint);
         }
-        catch (Exception e)
+        catch (Exception e) when (e is not StreamCutException)
         {
             metrics.Ended(endpoint, e is TenantLoraException known ? known.Code : e is OperationCanceledException ? "cancelled" : ErrorCodes.Internal);
             throw;
@@ -76,7 +76,7 @@ internal sealed partial class CompletionService(
         if (request.Ignored.Count > 0) context.Response.Headers["x-tenantlora-ignored-fields"] = string.Join(", ", request.Ignored.Select(HeaderSafe).Take(32));
         var writer = new CompletionWriter(request);
         var done = request.Stream ? await StreamAsync(context, writer, events, endpoint, end.Token) : await WholeAsync(context, writer, events);
-        if (done is not null) metrics.Ended(endpoint, CompletionWriter.Name(done.Reason));
+        metrics.Ended(endpoint, CompletionWriter.Name(done.Reason));
     }
 
     private async Task<GenerationDone> WholeAsync(HttpContext context, CompletionWriter writer, IAsyncEnumerator<GenerationEvent> events)
@@ -87,7 +87,7 @@ internal sealed partial class CompletionService(
         return done;
     }
 
-    private async Task<GenerationDone?> StreamAsync(HttpContext context, CompletionWriter writer, IAsyncEnumerator<GenerationEvent> events, string endpoint, CancellationToken end)
+    private async Task<GenerationDone> StreamAsync(HttpContext context, CompletionWriter writer, IAsyncEnumerator<GenerationEvent> events, string endpoint, CancellationToken end)
     {
         var response = context.Response;
         response.ContentType = "text/event-stream";
@@ -105,8 +105,9 @@ internal sealed partial class CompletionService(
             var error = e is TenantLoraException known ? ApiError.From(known) : ApiError.From(500);
             metrics.Ended(endpoint, error.Code);
             await CompletionWriter.WriteErrorAsync(response.BodyWriter, error, context.RequestAborted);
-            context.Abort(); // no [DONE], no tidy end: clients that pass over the error chunk notice this
-            return null;
+            // No [DONE] and no tidy end: clients that pass over the error chunk notice that. Abort() would overtake the chunk; an
+            // exception makes Kestrel send what it has and close without the end of the chunked body.
+            throw new StreamCutException(e);
         }
     }
 
@@ -138,6 +139,8 @@ internal sealed partial class CompletionService(
     // Names come from the caller; a header takes plain ASCII only.
     private static string HeaderSafe(string name) =>
         name.Length is > 0 and <= 64 && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '_' or '-' or '.' or '[' or ']') ? name : "?";
+
+    private sealed class StreamCutException(Exception cause) : Exception("The stream was cut after its error chunk.", cause);
 
     [LoggerMessage(LogLevel.Error, "Request {Id} failed in its stream")]
     private static partial void Broke(ILogger log, string id, Exception exception);
