@@ -9,6 +9,7 @@ const allowed: Config & { RETURN_DOM_FRAGMENT: true } = {
     'blockquote', 'ul', 'ol', 'li', 'input', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'a', 'details', 'summary'],
   ALLOWED_ATTR: ['href', 'title', 'class', 'align', 'start', 'type', 'checked', 'disabled'],
   ALLOWED_URI_REGEXP: /^(?:https?|mailto|tel):/i,
+  ADD_URI_SAFE_ATTR: ['align', 'start', 'type'],
   ALLOW_DATA_ATTR: false,
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
@@ -45,26 +46,22 @@ export class MarkdownStream {
     host.replaceChildren(this.#tail);
   }
 
-  /** `text` is the whole answer so far; `ended` when nothing will follow. */
-  update(text: string, ended: boolean): void {
+  /** `text` is the whole answer so far. What is `cut` ends where it was broken off, so its open ends are closed as in a growing one. */
+  update(text: string, state: 'growing' | 'cut' | 'whole'): void {
     if (!text.startsWith(this.#settled)) this.#reset();
     const lines = text.lastIndexOf('\n') + 1;
     if (lines > this.#seenLine) {
       this.#seenLine = lines;
       this.#settle(text, settledLength(text.slice(this.#settled.length)));
     }
-    if (ended) {
-      this.#settle(text, text.length - this.#settled.length);
-      this.#clearTail();
-    } else {
-      this.#showTail(text.slice(this.#settled.length));
-    }
+    if (state === 'growing') this.#showTail(text.slice(this.#settled.length));
+    else this.#settle(text, text.length - this.#settled.length, state === 'cut' ? closeOpenEnds : undefined);
   }
 
-  #settle(text: string, length: number): void {
+  #settle(text: string, length: number, mend = (markdown: string) => markdown): void {
     if (length === 0) return;
     const start = this.#settled.length;
-    const blocks = render(toHtml(text.slice(start, start + length)));
+    const blocks = render(toHtml(mend(text.slice(start, start + length))));
     for (const code of blocks.querySelectorAll('figure code')) void highlight(code as HTMLElement);
     this.#tail.before(blocks);
     this.#settled = text.slice(0, start + length);
@@ -75,7 +72,7 @@ export class MarkdownStream {
     const fence = openFence(text);
     if (!fence) {
       this.#code = null;
-      this.#tail.replaceChildren(render(toHtml(remend(text, { linkMode: 'text-only', images: false, htmlTags: true }))));
+      this.#tail.replaceChildren(render(toHtml(closeOpenEnds(text))));
       return;
     }
     if (!this.#code) {
@@ -100,6 +97,9 @@ export class MarkdownStream {
     this.#host.replaceChildren(this.#tail);
   }
 }
+
+/** So that a half-typed `**`, link or tag does not show as such. */
+const closeOpenEnds = (markdown: string): string => remend(markdown, { linkMode: 'text-only', images: false });
 
 /** The only door from model text to the page. */
 function render(html: string): DocumentFragment {

@@ -1,5 +1,5 @@
 import type { Signal } from '@preact/signals';
-import { useRef, useState } from 'preact/hooks';
+import { useState } from 'preact/hooks';
 import type { Conversation } from '../conversation.ts';
 import { age } from '../format.ts';
 import type { Workspace } from '../workspace.ts';
@@ -63,18 +63,17 @@ export function Sidebar({ workspace, open, search, close, chosen, leave, leaveLa
 
 function Item({ conversation, workspace, chosen, askDelete }: { conversation: Signal<Conversation>; workspace: Workspace; chosen: () => void; askDelete: () => void }) {
   const [renaming, setRenaming] = useState(false);
-  const input = useRef<HTMLInputElement>(null);
   const { id, title } = conversation.value;
   const isCurrent = workspace.current.value === conversation;
   if (renaming) {
-    const done = (keep: boolean): void => {
-      if (keep) workspace.rename(conversation, input.current!.value);
-      setRenaming(false);
-    };
     return (
       <li>
-        <input ref={input} class="rename" aria-label="Title" defaultValue={title} autofocus onBlur={() => done(true)}
-          onKeyDown={(e) => { if (e.key === 'Enter') done(true); else if (e.key === 'Escape') { e.stopPropagation(); done(false); } }} />
+        <input class="rename" aria-label="Title" defaultValue={title} ref={(input) => input?.select()}
+          onBlur={(e) => { workspace.rename(conversation, e.currentTarget.value); setRenaming(false); }}
+          onKeyDown={(e) => {
+            if (e.key === 'Escape') e.currentTarget.value = title;
+            if (e.key === 'Escape' || e.key === 'Enter') { e.stopPropagation(); e.currentTarget.blur(); }
+          }} />
       </li>
     );
   }

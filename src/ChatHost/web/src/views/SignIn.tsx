@@ -30,6 +30,7 @@ export function SignIn({ reason, signedIn }: { reason: string; signedIn: (sessio
   return (
     <main class="sign-in">
       <div class="sign-in-card">
+        <img class="mark" src="./favicon.svg" alt="" />
         <h1>{site?.name ?? 'TenantLora'}</h1>
         {site?.demo && <p class="lead">One shared model, <strong>{site.baseModel}</strong>, and a small adapter for every tenant. Choose whose assistant to talk to.</p>}
         {site && !site.demo && <p class="lead">Sign in with your tenant’s key to talk to its assistant.</p>}

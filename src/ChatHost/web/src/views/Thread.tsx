@@ -113,7 +113,7 @@ function AnswerView({ workspace, cell, conversation, answer, alternatives }: Cel
         {streaming && compared && <button type="button" class="small" data-testid="stop-lane" disabled={stopping} onClick={stop}><Icon name="stop" />{stopping ? 'Stopping…' : 'Stop'}</button>}
       </header>
       <Progress answer={answer} />
-      <Markdown text={answer.text} ended={!streaming} />
+      <Markdown text={answer.text} state={streaming ? 'growing' : answer.state === 'complete' ? 'whole' : 'cut'} />
       {answer.error && (
         <div class="failure" data-testid="error">
           <Icon name="alert" />
@@ -126,11 +126,11 @@ function AnswerView({ workspace, cell, conversation, answer, alternatives }: Cel
         {!streaming && (
           <div class="actions">
             <Pager cell={cell} alternatives={alternatives} workspace={workspace} />
-            <CopyButton text={answer.text} label="Copy answer" />
+            {answer.text && <CopyButton text={answer.text} label="Copy answer" />}
             <IconButton icon="retry" label="Regenerate" data-testid="regenerate" onClick={() => workspace.retry(cell)} />
             <Menu name="Regenerate with another model" class="icon-button narrow" testid="regenerate-with" trigger={<Icon name="chevron" />}
               items={workspace.models.value.map((m) => ({ label: m.id, detail: describe(m), checked: m.id === answer.model, run: () => workspace.retry(cell, m.id) }))} />
-            {compared && <IconButton icon="keep" label={`Go on with ${answer.model} only`} data-testid="keep-lane" onClick={() => workspace.keepLane(cell.lanes[0]!)} />}
+            {compared && <button type="button" class="small" data-testid="keep-lane" title={`Go on with ${answer.model} only`} onClick={() => workspace.keepLane(cell.lanes[0]!)}>Keep</button>}
           </div>
         )}
       </footer>
@@ -178,18 +178,18 @@ function Pager({ cell, alternatives, workspace }: { cell: Cell; alternatives: Me
 }
 
 /** Text that streams is drawn at most once a frame; text that has ended at once, so that an opened conversation does not jump. */
-function Markdown({ text, ended }: { text: string; ended: boolean }) {
+function Markdown({ text, state }: { text: string; state: 'growing' | 'cut' | 'whole' }) {
   const host = useRef<HTMLDivElement>(null);
   const stream = useRef<MarkdownStream>(null);
   useLayoutEffect(() => {
     stream.current ??= new MarkdownStream(host.current!);
-    if (ended) {
-      stream.current.update(text, true);
+    if (state !== 'growing') {
+      stream.current.update(text, state);
       return;
     }
-    const frame = requestAnimationFrame(() => stream.current!.update(text, false));
+    const frame = requestAnimationFrame(() => stream.current!.update(text, state));
     return () => cancelAnimationFrame(frame);
-  }, [text, ended]);
+  }, [text, state]);
   return <div class="markdown" ref={host} data-testid="answer-text" />;
 }
 

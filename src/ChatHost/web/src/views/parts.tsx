@@ -24,7 +24,6 @@ const icons = {
   leave: 'M14 4h5v16h-5M4 12h11M11 8l4 4-4 4',
   help: 'M9 9.5a3 3 0 1 1 4.2 2.7c-.8.4-1.2 1-1.2 1.8M12 17.5h.01',
   alert: 'M12 8v5M12 16.5h.01M12 3 2.5 20h19z',
-  keep: 'M12 4v12M8 12l4 4 4-4M5 20h14',
 } as const;
 
 export type IconName = keyof typeof icons;
