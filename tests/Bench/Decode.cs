@@ -19,7 +19,7 @@ internal static class Decode
         var rows = arguments.Integers("rows") ?? [1, 4, 16];
         var context = int.Parse(arguments["context"] ?? "128");
         var seconds = double.Parse(arguments["seconds"] ?? "4");
-        var bandwidth = CpuKernels.MeasureReadBandwidth();
+        var bandwidth = CpuKernels.ReadBandwidth(Environment.ProcessorCount);
         Console.WriteLine($"{Environment.ProcessorCount} cores, read bandwidth {bandwidth / 1e9:f1} GB/s measured with all threads");
         foreach (var name in arguments["model"] is { } one ? [one] : new[] { "demo", "1b" }) Table(name, rows, context, seconds, bandwidth);
         return 0;
