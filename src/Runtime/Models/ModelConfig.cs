@@ -75,6 +75,8 @@ internal sealed record ModelConfig
         _ => throw new ArgumentOutOfRangeException(nameof(projection)),
     };
 
+    private const int MaxBytes = 4 << 20;
+
     /// <exception cref="ModelFileException">A file is missing or damaged, or asks for what the forward pass does not do.</exception>
     public static ModelConfig Load(string directory)
     {
@@ -90,6 +92,7 @@ internal sealed record ModelConfig
         var kvHeads = json.Whole("num_key_value_heads", 1, heads) ?? heads;
         if (heads % kvHeads != 0) json.Refuse("num_key_value_heads", $"a divisor of num_attention_heads ({heads})", $"{kvHeads}");
         var headDim = json.Whole("head_dim", 1, 1 << 12);
+        if (family == ModelFamily.Qwen3) headDim ??= 128;   // its class's default, whatever the hidden size
         if (headDim is null && hidden % heads != 0) json.Refuse("hidden_size", $"a multiple of num_attention_heads ({heads}) where head_dim is absent", $"{hidden}");
         headDim ??= hidden / heads;
         if (headDim % 2 != 0) json.Refuse("head_dim", "an even number", $"{headDim}");
@@ -121,8 +124,6 @@ internal sealed record ModelConfig
             Generation = generation,
         };
     }
-
-    private const int MaxBytes = 4 << 20;
 
     private static int Required(JsonFields json, string name, int max) => Present(json, name, json.Whole(name, 1, max));
 

@@ -170,10 +170,10 @@ internal ref struct SafeTensorsHeader
 
     private long[] Sizes(string name, string field, int most)
     {
-        Next($"an array as {field}", JsonTokenType.StartArray, name);
+        Next("an array", JsonTokenType.StartArray, name);
         Span<long> sizes = stackalloc long[MostDimensions];
         var count = 0;
-        while (Next($"whole numbers in {field}", JsonTokenType.Number, JsonTokenType.EndArray, name) != JsonTokenType.EndArray)
+        while (Next("whole numbers", JsonTokenType.Number, JsonTokenType.EndArray, name) != JsonTokenType.EndArray)
         {
             if (count == most) Refuse(name, $"at most {most} numbers in {field}", "more");
             // TryGetInt64 takes -0, and refuses 1.0 and 1e2 as it should.
