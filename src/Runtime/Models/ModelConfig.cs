@@ -93,7 +93,8 @@ internal sealed record ModelConfig
         if (heads % kvHeads != 0) json.Refuse("num_key_value_heads", $"a divisor of num_attention_heads ({heads})", $"{kvHeads}");
         var headDim = json.Whole("head_dim", 1, 1 << 12);
         if (family == ModelFamily.Qwen3) headDim ??= 128;   // its class's default, whatever the hidden size
-        if (headDim is null && hidden % heads != 0) json.Refuse("hidden_size", $"a multiple of num_attention_heads ({heads}) where head_dim is absent", $"{hidden}");
+        if (headDim is null && hidden % heads != 0)
+            json.Refuse("hidden_size", $"a multiple of num_attention_heads ({heads}) where head_dim is absent", $"{hidden}");
         headDim ??= hidden / heads;
         if (headDim % 2 != 0) json.Refuse("head_dim", "an even number", $"{headDim}");
         var vocabulary = Required(json, "vocab_size", 1 << 24);
@@ -158,7 +159,8 @@ internal sealed record ModelConfig
         foreach (var name in (string[])["quantization_config", "compression_config"])
             if (json.Any(name) is { } value) json.Refuse(name, "unquantised weights (F32, F16 or BF16)", JsonFields.Show(value));
         if (json.Text("hidden_act") is { } activation && activation != "silu") json.Refuse("hidden_act", "silu", Printable.Of(activation));
-        if (json.Number("partial_rotary_factor", 0, 1) is { } part && part != 1) json.Refuse("partial_rotary_factor", "1", part.ToString(CultureInfo.InvariantCulture));
+        if (json.Number("partial_rotary_factor", 0, 1) is { } part && part != 1)
+            json.Refuse("partial_rotary_factor", "1", part.ToString(CultureInfo.InvariantCulture));
     }
 
     /// <summary>Of q, k, v; of o; of the MLP. Qwen2's code fixes the first, whatever the file says; only Llama's MLP may have some.</summary>
@@ -194,7 +196,8 @@ internal sealed record ModelConfig
                 for (var layer = 0; layer < layers; layer++)
                 {
                     var sliding = types is null ? use && window > 0 && layer >= first : types[layer] == "sliding_attention";
-                    if (sliding && !(use && window > 0)) json.Refuse("layer_types", "full_attention, use_sliding_window being false or sliding_window null", "sliding_attention");
+                    if (sliding && !(use && window > 0))
+                        json.Refuse("layer_types", "full_attention, use_sliding_window being false or sliding_window null", "sliding_attention");
                     windows[layer] = sliding ? window : 0;
                 }
 
@@ -209,7 +212,8 @@ internal sealed record ModelConfig
         if (json.Texts("layer_types") is not { } types) return null;
         if (types.Count != layers) json.Refuse("layer_types", $"{layers} entries, one a layer", $"{types.Count}");
         foreach (var type in types)
-            if (type is not ("full_attention" or "sliding_attention")) json.Refuse("layer_types", "full_attention or sliding_attention", Printable.Of(type));
+            if (type is not ("full_attention" or "sliding_attention"))
+                json.Refuse("layer_types", "full_attention or sliding_attention", Printable.Of(type));
         return types;
     }
 }

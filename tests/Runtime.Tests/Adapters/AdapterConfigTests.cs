@@ -114,6 +114,7 @@ public sealed class AdapterConfigTests
     [InlineData("init_lora_weights", "\"corda\"")]
     [InlineData("init_lora_weights", "\"loftq\"")]
     [InlineData("init_lora_weights", "\"lora_ga\"")]
+    [InlineData("init_lora_weights", "\"mica\"")]
     [InlineData("unshared_r", "2")]
     [InlineData("reduce_lora_A_x", "4")]
     [InlineData("a_field_of_next_year", "1")]
