@@ -37,11 +37,14 @@ internal sealed record AdapterConfig
     /// <summary>The modules that the adapter must bring tensors for.</summary>
     public required IReadOnlyList<TargetModule> Modules { get; init; }
 
-    /// <summary>Fields that say nothing about how the finished adapter is applied. qalora_group_size means something only beside use_qalora.</summary>
+    /// <summary>
+    /// Fields that say nothing about how the finished adapter is applied. qalora_group_size means something only beside use_qalora, and the
+    /// configs of starting methods only beside init_lora_weights.
+    /// </summary>
     private static readonly string[] Harmless =
     [
-        "task_type", "inference_mode", "revision", "auto_mapping", "peft_version", "lora_dropout", "megatron_config", "megatron_core", "runtime_config",
-        "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+        "task_type", "inference_mode", "revision", "auto_mapping", "peft_version", "lora_dropout", "megatron_config", "megatron_core",
+        "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     ];
 
     /// <summary>Reads the file's bytes; null when nothing further can be told of the adapter.</summary>
@@ -89,21 +92,22 @@ internal sealed record AdapterConfig
 
         if (json.Text("bias") is { } bias && bias != "none") Unsupported("bias", "Trained biases are not served.", "none", Printable.Of(bias));
         if (json.Flag("fan_in_fan_out") == true) Unsupported("fan_in_fan_out", "Transposed weights are not served.", "false", "true");
-        if (prolora && json.Flag("enable_lora_vec") == false) Unsupported("enable_lora_vec", "The vectors' ranks are part of PROLORA.", "true", "false");
+        if (prolora && json.Flag("enable_lora_vec") == false)
+            Unsupported("enable_lora_vec", "The vectors' ranks are part of PROLORA.", "true", "false");
         CheckStart(json.Any("init_lora_weights"));
         foreach (var name in Harmless) json.Any(name);
         foreach (var field in json.Unread.Where(f => !IsEmpty(f.Value)))
-            Unsupported(Printable.Of(field.Name), "The field changes what the adapter computes in a way that is not served, or is not known.", "nothing", JsonFields.Show(field.Value));
+            Unsupported(Printable.Of(field.Name), "The field changes the adapter in a way that is not served, or is not known.", "nothing", JsonFields.Show(field.Value));
         return config;
 
-        // The methods named start from factors of the base weights and take them out of the base: their adapters fit that changed base only.
-        // PEFT writes true where it has converted one back.
+        // PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA start from factors of the base weights and take them out of the base: their adapters fit
+        // that changed base only. PEFT writes true where it has converted one back.
         void CheckStart(JsonElement? start)
         {
             var method = start is { ValueKind: JsonValueKind.String } ? JsonFields.AsText(start.Value) : null;
-            if (start is null or { ValueKind: JsonValueKind.True or JsonValueKind.False } || method is "gaussian" or "eva" or "orthogonal" or "mica") return;
-            Unsupported("init_lora_weights", "The adapter fits a changed copy of the base weights.", "true, false, gaussian, eva, orthogonal or mica", JsonFields.Show(start.Value),
-                "Save it with PEFT's path_initial_model_for_weight_conversion.");
+            if (start is null or { ValueKind: JsonValueKind.True or JsonValueKind.False } || method is "gaussian" or "eva" or "orthogonal") return;
+            Unsupported("init_lora_weights", "The adapter may fit a changed copy of the base weights.", "true, false, gaussian, eva or orthogonal",
+                JsonFields.Show(start.Value), "Save it with PEFT's path_initial_model_for_weight_conversion.");
         }
 
         void Unsupported(string field, string what, string expected, string found, string? fix = null) =>
@@ -116,8 +120,9 @@ internal sealed record AdapterConfig
         var rank = Present(json, "r", json.Whole("r", 1, int.MaxValue));
         var alpha = Present(json, "lora_alpha", json.Number("lora_alpha", -1e6, 1e6));
         var stabilised = json.Flag("use_rslora") ?? false;
-        var ranks = NamePattern<int>.Read(json, "rank_pattern", suffixes, v => v.TryGetInt32(out var r) && r > 0 ? r : null, "a whole number from 1");
-        var alphas = NamePattern<double>.Read(json, "alpha_pattern", suffixes, v => v.TryGetDouble(out var a) && Math.Abs(a) <= 1e6 ? a : null, "a number");
+        var ranks = NamePattern<int>.Read(json, "rank_pattern", suffixes, "a whole number from 1", v => v.TryGetInt32(out var r) && r > 0 ? r : null);
+        var alphas = NamePattern<double>.Read(json, "alpha_pattern", suffixes, "a number within a million",
+            v => v.TryGetDouble(out var a) && Math.Abs(a) <= 1e6 ? a : null);
         try
         {
             return [.. ModuleTargets.Read(json, model, findings).Select(Target)];

@@ -73,7 +73,8 @@ internal sealed class AdapterFile
         }
         catch (ModelFileException e)
         {
-            findings.Error("config_missing", AdapterConfig.FileName, "The file cannot be read.", e.Expected, e.Found, "Bring the folder as PEFT's save_pretrained writes it.");
+            findings.Error("config_missing", AdapterConfig.FileName, "The file cannot be read.", e.Expected, e.Found,
+                "Bring the folder as PEFT's save_pretrained writes it.");
             return null;
         }
     }
@@ -95,8 +96,9 @@ internal sealed class AdapterFile
         }
         catch (ModelFileException e)
         {
+            var where = e.Field is null ? WeightsName : Where(e.Field);
             if (IsPickle(path)) Pickle(WeightsName, Severity.Error);
-            else findings.Error("safetensors_invalid", e.Field is null ? WeightsName : $"{WeightsName}: {e.Field}", "The file is not what the format allows.", e.Expected, e.Found);
+            else findings.Error("safetensors_invalid", where, "The file is not what the format allows.", e.Expected, e.Found);
             return null;
         }
 
@@ -131,7 +133,7 @@ internal sealed class AdapterFile
     private HashSet<string> CheckValues(SafeTensors tensors)
     {
         var lively = new HashSet<string>(StringComparer.Ordinal);
-        foreach (var entry in tensors.Entries.Values.Where(e => e.DType is "F32" or "F16" or "BF16" && e.Shape.Length is 1 or 2 && e.Shape.All(n => n <= int.MaxValue)))
+        foreach (var entry in tensors.Entries.Values.Where(e => IsWeight(e) && e.Shape.Length is 1 or 2 && e.Shape.All(n => n <= int.MaxValue)))
         {
             var largest = Magnitude.Largest(tensors.Find(entry.Name));
             if (largest != 0) lively.Add(entry.Name);
@@ -143,6 +145,8 @@ internal sealed class AdapterFile
 
         return lively;
     }
+
+    private static bool IsWeight(TensorEntry entry) => entry.DType is "F32" or "F16" or "BF16";
 
     /// <summary>A module's tensors, shapes checked against the base; null when something is wrong with them.</summary>
     private LoraModule? ReadModule(AdapterConfig config, TargetModule target, SafeTensors tensors)
@@ -175,7 +179,8 @@ internal sealed class AdapterFile
         };
         HostTensor?[] found = [module.A, module.B, module.AVec, module.BVec];
         var types = found.OfType<HostTensor>().Select(t => t.Type).Distinct().ToList();
-        if (types.Count > 1) findings.Error("safetensors_invalid", Where(Prefix + name), "The tensors of one module differ in type.", "one type", string.Join(", ", types));
+        if (types.Count > 1)
+            findings.Error("safetensors_invalid", Where(Prefix + name), "The tensors of one module differ in type.", "one type", string.Join(", ", types));
         return module;
 
         int Shift(int? written, int chunks) => !config.Rotation || shared == 0 ? 0 : (written ?? Math.Max(shared / chunks, 1)) % shared;
@@ -189,25 +194,26 @@ internal sealed class AdapterFile
     {
         if (rank > maxRank)
         {
-            findings.Error("rank_limit_exceeded", $"{AdapterConfig.FileName}: r", $"The rank of {module} is above this server's limit.", $"at most {maxRank}", $"{rank}");
+            findings.Error("rank_limit_exceeded", InConfig("r"), $"The rank of {module} is above this server's limit.", $"at most {maxRank}", $"{rank}");
             return false;
         }
 
         if (config.UnsharedRank <= rank) return true;
-        findings.Error("config_invalid", $"{AdapterConfig.FileName}: unshared_r", $"The unshared rank is a part of the rank of {module}.", $"at most {rank}", $"{config.UnsharedRank}");
+        findings.Error("config_invalid", InConfig("unshared_r"), $"The unshared rank is a part of the rank of {module}.",
+            $"at most {rank}", $"{config.UnsharedRank}");
         return false;
     }
 
     private bool CheckChunks(AdapterConfig config, string module, int inputs, int outputs)
     {
-        foreach (var (field, chunks, size) in (ReadOnlySpan<(string, int, int)>)[("reduce_lora_A_x", config.ChunksA, inputs), ("reduce_lora_B_x", config.ChunksB, outputs)])
+        return Check("reduce_lora_A_x", config.ChunksA, inputs) & Check("reduce_lora_B_x", config.ChunksB, outputs);
+
+        bool Check(string field, int chunks, int size)
         {
-            if (chunks <= size) continue;
-            findings.Error("config_invalid", $"{AdapterConfig.FileName}: {field}", $"{module} cannot be cut into that many chunks.", $"at most {size}", $"{chunks}");
+            if (chunks <= size) return true;
+            findings.Error("config_invalid", InConfig(field), $"{module} cannot be cut into that many chunks.", $"at most {size}", $"{chunks}");
             return false;
         }
-
-        return true;
     }
 
     private HostTensor? FindTensor(SafeTensors tensors, string name, int rows, int cols)
@@ -219,15 +225,15 @@ internal sealed class AdapterFile
             return null;
         }
 
-        if (entry.DType is not ("F32" or "F16" or "BF16"))
+        if (!IsWeight(entry))
         {
             findings.Error("safetensors_invalid", Where(name), "Weights of this type are not served.", "F32, F16 or BF16", entry.DType);
             return null;
         }
 
         if (entry.Shape is [var r, var c] && r == rows && c == cols) return tensors.Find(name);
-        findings.Error("shape_mismatch", Where(name), "The tensor does not fit the base model and the configured rank and chunks.", $"[{rows}, {cols}]", entry.Form,
-            entry.Shape is [var t, var u] && t == cols && u == rows ? "It is transposed." : null);
+        findings.Error("shape_mismatch", Where(name), "The tensor does not fit the base model and the configured rank and chunks.",
+            $"[{rows}, {cols}]", entry.Form, entry.Shape is [var t, var u] && t == cols && u == rows ? "It is transposed." : null);
         return null;
     }
 
@@ -242,12 +248,14 @@ internal sealed class AdapterFile
             var role = Roles.FirstOrDefault(r => name.EndsWith(r, StringComparison.Ordinal));
             var module = role is null || !name.StartsWith(Prefix, StringComparison.Ordinal) ? null : name[Prefix.Length..^role.Length];
             if (module is null)
-                findings.Error("tensor_unexpected", Where(name), "The tensor is no part of an adapter.", $"{Prefix}<module>{string.Join(" or ", Roles)}", "another name");
+                findings.Error("tensor_unexpected", Where(name), "The tensor is no part of an adapter.",
+                    $"{Prefix}<module>{string.Join(" or ", Roles)}", "another name");
             else if (!known.Contains(module))
                 findings.Error("module_unsupported", Where(name), "The base model has no such module that can be adapted.",
                     $"model.layers.0 to {model.Layers - 1}, with {string.Join(", ", ModuleName.Paths)}", module);
             else if (targeted.Contains(module))
-                findings.Error("tensor_unexpected", Where(name), "The configured kind and ranks leave no place for the tensor.", "none", tensors.Entries[name].Form);
+                findings.Error("tensor_unexpected", Where(name), "The configured kind and ranks leave no place for the tensor.",
+                    "none", tensors.Entries[name].Form);
             else
                 findings.Error("tensor_unexpected", Where(name), "target_modules does not name the tensor's module.", "a targeted module", module);
         }
@@ -256,11 +264,13 @@ internal sealed class AdapterFile
     private void CheckMeaning(AdapterConfig config, HashSet<string> lively, string? baseModel)
     {
         if (config.Modules.Count > 0 && !config.Modules.Any(m => m.Scale != 0 && (Lives(m, Roles[1]) || Lives(m, Roles[3]))) && !findings.HasErrors)
-            findings.Add(new AdapterFinding("adapter_is_noop", Severity.Warning, "Every B, or the scale, is zero: the adapter answers as the base model does.", WeightsName,
+            findings.Add(new AdapterFinding("adapter_is_noop", Severity.Warning,
+                "Every B, or the scale, is zero: the adapter answers as the base model does.", WeightsName,
                 Fix: "Train it, or check that the right checkpoint was saved."));
         if (baseModel is not null && config.BaseModel is { } trainedOn && !NamesAgree(baseModel, trainedOn))
-            findings.Add(new AdapterFinding("base_mismatch", Severity.Warning, "The adapter names another base model; nothing else tells whether it was trained on this one.",
-                $"{AdapterConfig.FileName}: base_model_name_or_path", Printable.Of(baseModel), Printable.Of(trainedOn)));
+            findings.Add(new AdapterFinding("base_mismatch", Severity.Warning,
+                "The adapter names another base model; its shapes cannot tell whether it was trained on this one.",
+                InConfig("base_model_name_or_path"), Printable.Of(baseModel), Printable.Of(trainedOn)));
 
         bool Lives(TargetModule module, string role) => lively.Contains(Prefix + module.Name + role);
     }
@@ -287,9 +297,10 @@ internal sealed class AdapterFile
             rank = Math.Max(rank, r);
         }
 
-        findings.Add(new AdapterFinding("memory_estimate", Severity.Information,
-            string.Create(CultureInfo.InvariantCulture, $"It takes {bytes / 1048576.0:0.00} MiB; plain LoRA of the same ranks takes {expanded / 1048576.0:0.00} MiB, {(double)expanded / bytes:0.0} times as much."),
-            WeightsName));
+        const double mib = 1 << 20;
+        var times = (double)expanded / bytes;
+        findings.Add(new AdapterFinding("memory_estimate", Severity.Information, string.Create(CultureInfo.InvariantCulture,
+            $"It takes {bytes / mib:0.00} MiB; plain LoRA of the same ranks takes {expanded / mib:0.00} MiB, {times:0.0} times as much."), WeightsName));
         return new AdapterInfo(digest, config.IsProLora ? "prolora" : "lora", rank, bytes, expanded, config.BaseModel);
     }
 
@@ -311,6 +322,8 @@ internal sealed class AdapterFile
             hash.AppendData(bytes);
         }
     }
+
+    private static string InConfig(string field) => $"{AdapterConfig.FileName}: {field}";
 
     private static string Where(string tensor) => $"{WeightsName}: {tensor}";
 }

@@ -1,6 +1,8 @@
 namespace TenantLora.Runtime.Adapters;
 
-/// <summary>What is found in one pass over an adapter, in order. A file that is wrong throughout is told by examples: of each code the first few.</summary>
+/// <summary>
+/// What is found in one pass over an adapter, in order. A file that is wrong throughout is told by examples: of each code the first few.
+/// </summary>
 internal sealed class Findings
 {
     private const int MostOfOneCode = 16;

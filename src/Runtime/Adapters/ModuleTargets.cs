@@ -12,6 +12,7 @@ namespace TenantLora.Runtime.Adapters;
 internal static class ModuleTargets
 {
     private const string Where = $"{AdapterConfig.FileName}: target_modules";
+    private const int MostEntries = 4096;
 
     public static IReadOnlyList<ModuleName> Read(JsonFields json, ModelConfig model, Findings findings)
     {
@@ -28,17 +29,18 @@ internal static class ModuleTargets
             return [];
         }
 
+        var known = $"{string.Join(", ", ModuleName.Paths)} in layers 0 to {model.Layers - 1}";
         foreach (var entry in target.Entries.Where(e => !all.Any(m => e.Matches(m.Name)) || e.Matches("lm_head") || e.Matches("model.embed_tokens")))
-            findings.Error("module_unsupported", Where, "It names a module that cannot be adapted here.",
-                $"some of {string.Join(", ", ModuleName.Paths.Select(p => p[(p.IndexOf('.', StringComparison.Ordinal) + 1)..]))} in layers 0 to {model.Layers - 1}", Printable.Of(entry.Text));
+            findings.Error("module_unsupported", Where, "It names a module that cannot be adapted here.", known, Printable.Of(entry.Text));
         if (layers is { Count: > 0 } && target.IsExpression)
             json.Refuse("layers_to_transform", "nothing where target_modules is a regular expression", "layers");
 
-        var chosen = all.Where(m =>
-            exclude?.Matches(m.Name) != true && target.Matches(m.Name) && (layers is not { Count: > 0 } || layers.Contains(m.Module.Layer) || target.Names(m.Name)))
+        var chosen = all
+            .Where(m => target.Matches(m.Name) && exclude?.Matches(m.Name) != true)
+            .Where(m => layers is not { Count: > 0 } || layers.Contains(m.Module.Layer) || target.Names(m.Name))
             .Select(m => m.Module).ToList();
         if (chosen.Count == 0 && target.Entries.Any(e => all.Any(m => e.Matches(m.Name))))
-            findings.Error("module_unsupported", Where, "Nothing is left to adapt once exclude_modules and layers_to_transform are heeded.", "a module", "none");
+            findings.Error("module_unsupported", Where, "exclude_modules and layers_to_transform leave nothing to adapt.", "a module", "none");
         return chosen;
 
         // Here the only list of layers is called just that; PEFT takes an empty pattern for any list.
@@ -47,7 +49,8 @@ internal static class ModuleTargets
             if (json.Any("layers_pattern") is not { } pattern) return;
             var names = pattern.ValueKind == JsonValueKind.String ? [JsonFields.AsText(pattern) ?? "?"] : json.Texts("layers_pattern") ?? [];
             if (layers is { Count: > 0 } && names.Any(n => n is not ("" or "layers")))
-                findings.Error("peft_unsupported", $"{AdapterConfig.FileName}: layers_pattern", "The model has no such list of layers.", "layers", JsonFields.Show(pattern));
+                findings.Error("peft_unsupported", $"{AdapterConfig.FileName}: layers_pattern", "The model has no such list of layers.", "layers",
+                    JsonFields.Show(pattern));
         }
     }
 
@@ -58,7 +61,13 @@ internal static class ModuleTargets
         {
             if (json.Any(field) is not { } value) return null;
             if (value.ValueKind != JsonValueKind.String)
-                return json.Texts(field) is { Count: > 0 } list ? new Selector(false, [.. list.Select(t => new Entry(t, null))]) : null;
+            {
+                if (json.Texts(field) is not { Count: > 0 } list) return null;
+                if (list.Count <= MostEntries) return new Selector(false, [.. list.Select(t => new Entry(t, null))]);
+                json.Refuse(field, $"at most {MostEntries} names", $"{list.Count}");
+                return null;
+            }
+
             if (json.Text(field) is not { } text) return null;
             // PEFT: every linear but the output head.
             if (text == "all-linear") return new Selector(false, [.. ModuleName.Paths.Select(p => new Entry(p, null))]);
@@ -94,9 +103,9 @@ internal sealed class NameExpression
         try
         {
             if (text.Length > Longest) throw new NotSupportedException();
-            // Alone first, so that an unbalanced bracket cannot close our group.
-            _ = new Regex(text, RegexOptions.NonBacktracking | RegexOptions.CultureInvariant);
-            return new NameExpression(new Regex($@"\A{before}(?:{text})\z", RegexOptions.NonBacktracking | RegexOptions.CultureInvariant, TimeSpan.FromSeconds(1)));
+            const RegexOptions options = RegexOptions.NonBacktracking | RegexOptions.CultureInvariant;
+            _ = new Regex(text, options);   // alone first, so that an unbalanced bracket cannot close our group
+            return new NameExpression(new Regex($@"\A{before}(?:{text})\z", options, TimeSpan.FromSeconds(1)));
         }
         catch (Exception e) when (e is ArgumentException or NotSupportedException)
         {
@@ -121,13 +130,13 @@ internal sealed class NamePattern<T> where T : struct
     private readonly List<(string Key, NameExpression? Expression, T Value)> entries = [];
 
     /// <param name="suffixes">Dotted ends of the modules' names; see <see cref="ModuleName.SuffixesOf"/>.</param>
-    public static NamePattern<T> Read(JsonFields json, string field, HashSet<string> suffixes, Func<JsonElement, T?> value, string expected)
+    public static NamePattern<T> Read(JsonFields json, string field, HashSet<string> suffixes, string expected, Func<JsonElement, T?> value)
     {
         var pattern = new NamePattern<T>();
         if (json.Any(field) is not { } map) return pattern;
         if (map.ValueKind != JsonValueKind.Object || map.GetPropertyCount() > MostKeys)
         {
-            json.Refuse(field, $"an object of at most {MostKeys} modules", map.ValueKind == JsonValueKind.Object ? $"{map.GetPropertyCount()}" : JsonFields.Show(map));
+            json.Refuse(field, $"an object of at most {MostKeys} modules", JsonFields.Show(map));
             return pattern;
         }
 

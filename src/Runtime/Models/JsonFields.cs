@@ -37,7 +37,7 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new ModelFileException(file, null, "a readable file", e is FileNotFoundException or DirectoryNotFoundException ? "none" : e.GetType().Name);
+            throw Unreadable(file, e);
         }
     }
 
@@ -55,9 +55,14 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
         }
         catch (Exception e) when (e is JsonException or InvalidOperationException)
         {
-            throw new ModelFileException(file, null, "a JSON object without duplicate fields", e is JsonException { LineNumber: { } line } ? $"an error in line {line + 1}" : "an error");
+            var found = e is JsonException { LineNumber: { } line } ? $"an error in line {line + 1}" : "an error";
+            throw new ModelFileException(file, null, "a JSON object without duplicate fields", found);
         }
     }
+
+    /// <summary>What the system says of a file that it does not give, without its own words: they hold paths.</summary>
+    public static ModelFileException Unreadable(string file, Exception e) =>
+        new(file, null, "a readable file", e is FileNotFoundException or DirectoryNotFoundException ? "none" : e.GetType().Name);
 
     /// <summary>Whether the field is there, be it null.</summary>
     public bool Has(string name) => json.TryGetProperty(name, out _);

@@ -75,6 +75,8 @@ internal sealed record ModelConfig
         _ => throw new ArgumentOutOfRangeException(nameof(projection)),
     };
 
+    private const int MaxBytes = 4 << 20;
+
     /// <exception cref="ModelFileException">A file is missing or damaged, or asks for what the forward pass does not do.</exception>
     public static ModelConfig Load(string directory)
     {
@@ -90,7 +92,9 @@ internal sealed record ModelConfig
         var kvHeads = json.Whole("num_key_value_heads", 1, heads) ?? heads;
         if (heads % kvHeads != 0) json.Refuse("num_key_value_heads", $"a divisor of num_attention_heads ({heads})", $"{kvHeads}");
         var headDim = json.Whole("head_dim", 1, 1 << 12);
-        if (headDim is null && hidden % heads != 0) json.Refuse("hidden_size", $"a multiple of num_attention_heads ({heads}) where head_dim is absent", $"{hidden}");
+        if (family == ModelFamily.Qwen3) headDim ??= 128;   // its class's default, whatever the hidden size
+        if (headDim is null && hidden % heads != 0)
+            json.Refuse("hidden_size", $"a multiple of num_attention_heads ({heads}) where head_dim is absent", $"{hidden}");
         headDim ??= hidden / heads;
         if (headDim % 2 != 0) json.Refuse("head_dim", "an even number", $"{headDim}");
         var vocabulary = Required(json, "vocab_size", 1 << 24);
@@ -121,8 +125,6 @@ internal sealed record ModelConfig
             Generation = generation,
         };
     }
-
-    private const int MaxBytes = 4 << 20;
 
     private static int Required(JsonFields json, string name, int max) => Present(json, name, json.Whole(name, 1, max));
 
@@ -157,7 +159,8 @@ internal sealed record ModelConfig
         foreach (var name in (string[])["quantization_config", "compression_config"])
             if (json.Any(name) is { } value) json.Refuse(name, "unquantised weights (F32, F16 or BF16)", JsonFields.Show(value));
         if (json.Text("hidden_act") is { } activation && activation != "silu") json.Refuse("hidden_act", "silu", Printable.Of(activation));
-        if (json.Number("partial_rotary_factor", 0, 1) is { } part && part != 1) json.Refuse("partial_rotary_factor", "1", part.ToString(CultureInfo.InvariantCulture));
+        if (json.Number("partial_rotary_factor", 0, 1) is { } part && part != 1)
+            json.Refuse("partial_rotary_factor", "1", part.ToString(CultureInfo.InvariantCulture));
     }
 
     /// <summary>Of q, k, v; of o; of the MLP. Qwen2's code fixes the first, whatever the file says; only Llama's MLP may have some.</summary>
@@ -193,7 +196,8 @@ internal sealed record ModelConfig
                 for (var layer = 0; layer < layers; layer++)
                 {
                     var sliding = types is null ? use && window > 0 && layer >= first : types[layer] == "sliding_attention";
-                    if (sliding && !(use && window > 0)) json.Refuse("layer_types", "full_attention, use_sliding_window being false or sliding_window null", "sliding_attention");
+                    if (sliding && !(use && window > 0))
+                        json.Refuse("layer_types", "full_attention, use_sliding_window being false or sliding_window null", "sliding_attention");
                     windows[layer] = sliding ? window : 0;
                 }
 
@@ -208,7 +212,8 @@ internal sealed record ModelConfig
         if (json.Texts("layer_types") is not { } types) return null;
         if (types.Count != layers) json.Refuse("layer_types", $"{layers} entries, one a layer", $"{types.Count}");
         foreach (var type in types)
-            if (type is not ("full_attention" or "sliding_attention")) json.Refuse("layer_types", "full_attention or sliding_attention", Printable.Of(type));
+            if (type is not ("full_attention" or "sliding_attention"))
+                json.Refuse("layer_types", "full_attention or sliding_attention", Printable.Of(type));
         return types;
     }
 }

@@ -53,7 +53,8 @@ internal static class Rope
 
         if (factor is null) json.Refuse("factor", "a number for llama3", "nothing");
         if (low is null) json.Refuse("low_freq_factor", "a number for llama3", "nothing");
-        if (high is null || high <= low) json.Refuse("high_freq_factor", "a number above low_freq_factor for llama3", high is null ? "nothing" : Show(high));
+        if (high is null || high <= low)
+            json.Refuse("high_freq_factor", "a number above low_freq_factor for llama3", high is null ? "nothing" : Show(high));
         if (positions is null) json.Refuse("original_max_position_embeddings", "a number for llama3", "nothing");
         return new Parameters(theta, new Llama3((float)factor!, (float)low!, (float)high!, positions!.Value));
     }

@@ -31,7 +31,9 @@ internal sealed unsafe class SafeTensors : IDisposable
 
     public IReadOnlyDictionary<string, TensorEntry> Entries { get; }
 
-    /// <summary>Maps a model's file of any size. Whoever changes or cuts the file while it is mapped changes the weights, or ends the process.</summary>
+    /// <summary>
+    /// Maps a model's file of any size. Whoever changes or cuts the file while it is mapped changes the weights, or ends the process.
+    /// </summary>
     /// <exception cref="ModelFileException">It is missing or not what the format allows.</exception>
     public static SafeTensors Open(string path) => Open(path, SafeTensorsLimits.Model, Map);
 
@@ -43,7 +45,7 @@ internal sealed unsafe class SafeTensors : IDisposable
     public static SafeTensors Read(string path, SafeTensorsLimits limits) => Open(path, limits, Copy);
 
     /// <summary>A tensor as a matrix; one with one dimension is a row.</summary>
-    /// <exception cref="ModelFileException">There is none of that name, or it is not of type F32, F16 or BF16, or not of one or two dimensions.</exception>
+    /// <exception cref="ModelFileException">None of that name, or not F32, F16 or BF16, or not of one or two dimensions.</exception>
     public HostTensor Find(string name)
     {
         var entry = Entry(name);
@@ -98,7 +100,7 @@ internal sealed unsafe class SafeTensors : IDisposable
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)
         {
-            throw new ModelFileException(path, null, "a readable file", e is FileNotFoundException or DirectoryNotFoundException ? "none" : e.GetType().Name);
+            throw JsonFields.Unreadable(path, e);
         }
 
         try

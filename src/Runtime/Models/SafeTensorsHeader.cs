@@ -38,7 +38,8 @@ internal ref struct SafeTensorsHeader
 {
     private const int LongestName = 256;
     private const int MostDimensions = 8;
-    private static readonly SearchValues<char> NameCharacters = SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
+    private static readonly SearchValues<char> NameCharacters =
+        SearchValues.Create("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-");
 
     private readonly string file;
     private readonly SafeTensorsLimits limits;
@@ -46,7 +47,10 @@ internal ref struct SafeTensorsHeader
     private readonly long dataBytes;
     private Utf8JsonReader reader;
 
-    /// <summary>Reads the header of the <paramref name="length"/> bytes at <paramref name="data"/>: the whole file. Tensors come in the order of their bytes.</summary>
+    /// <summary>
+    /// Reads the header of the <paramref name="length"/> bytes at <paramref name="data"/>: the whole file. Tensors come in the order of
+    /// their bytes.
+    /// </summary>
     public static unsafe List<TensorEntry> Read(string file, byte* data, long length, SafeTensorsLimits limits)
     {
         if (length < 8) throw new ModelFileException(file, "header length", "8 bytes", $"a file of {length}");
@@ -135,7 +139,8 @@ internal ref struct SafeTensorsHeader
         if (type is null || shape is null || offsets is null)
             throw Error(name, "dtype, shape and data_offsets", "no " + (type is null ? "dtype" : shape is null ? "shape" : "data_offsets"));
         if (offsets.Length != 2) Refuse(name, "2 data_offsets", $"{offsets.Length}");
-        if (offsets[0] > offsets[1] || offsets[1] > dataBytes) Refuse(name, $"data_offsets that rise within {dataBytes}", $"[{offsets[0]}, {offsets[1]}]");
+        if (offsets[0] > offsets[1] || offsets[1] > dataBytes)
+            Refuse(name, $"data_offsets that rise within {dataBytes}", $"[{offsets[0]}, {offsets[1]}]");
         var bytes = Bytes(name, type, shape);
         if (offsets[1] - offsets[0] != bytes) Refuse(name, $"{bytes} bytes for {type} [{string.Join(", ", shape)}]", $"{offsets[1] - offsets[0]}");
         return new TensorEntry(name, type, shape, 8 + json.Length + offsets[0], bytes);
@@ -170,10 +175,10 @@ internal ref struct SafeTensorsHeader
 
     private long[] Sizes(string name, string field, int most)
     {
-        Next($"an array as {field}", JsonTokenType.StartArray, name);
+        Next("an array", JsonTokenType.StartArray, name);
         Span<long> sizes = stackalloc long[MostDimensions];
         var count = 0;
-        while (Next($"whole numbers in {field}", JsonTokenType.Number, JsonTokenType.EndArray, name) != JsonTokenType.EndArray)
+        while (Next("whole numbers", JsonTokenType.Number, JsonTokenType.EndArray, name) != JsonTokenType.EndArray)
         {
             if (count == most) Refuse(name, $"at most {most} numbers in {field}", "more");
             // TryGetInt64 takes -0, and refuses 1.0 and 1e2 as it should.
@@ -212,7 +217,8 @@ internal ref struct SafeTensorsHeader
             throw Error(where ?? "header", expected, $"no JSON of that kind at byte {reader.BytesConsumed}");
         }
 
-        if (reader.TokenType != type && reader.TokenType != or) Refuse(where ?? "header", expected, $"{reader.TokenType} at byte {reader.TokenStartIndex}");
+        if (reader.TokenType != type && reader.TokenType != or)
+            Refuse(where ?? "header", expected, $"{reader.TokenType} at byte {reader.TokenStartIndex}");
         return reader.TokenType;
     }
 

@@ -27,7 +27,8 @@ internal sealed class WeightFiles : IDisposable
         (this.directory, this.files) = (directory, files);
         foreach (var file in files)
             foreach (var name in file.Entries.Keys)
-                if (!home.TryAdd(name, file)) throw new ModelFileException(file.Path, name, "each tensor in one file", $"it in {home[name].Path} too");
+                if (!home.TryAdd(name, file))
+                    throw new ModelFileException(file.Path, name, "each tensor in one file", $"it in {home[name].Path} too");
     }
 
     public IReadOnlyCollection<string> Names => home.Keys;
@@ -57,8 +58,8 @@ internal sealed class WeightFiles : IDisposable
 
             if (!File.Exists(Path.Combine(directory, Index)))
             {
-                var found = Directory.Exists(directory) ? Directory.EnumerateFiles(directory, "*.bin").Select(Path.GetFileName).FirstOrDefault() : "no such folder";
-                throw new ModelFileException(directory, null, $"{Single} or {Index}", found ?? "neither");
+                var pickle = Directory.Exists(directory) ? Directory.EnumerateFiles(directory, "*.bin").FirstOrDefault() : "no such folder";
+                throw new ModelFileException(directory, null, $"{Single} or {Index}", Path.GetFileName(pickle) ?? "neither");
             }
 
             var map = ReadIndex(Path.Combine(directory, Index));
@@ -82,7 +83,7 @@ internal sealed class WeightFiles : IDisposable
     public HostTensor Get(string name, int rows, int cols)
     {
         if (!home.TryGetValue(name, out var file))
-            throw new ModelFileException(files.Count == 1 ? files[0].Path : Path.Combine(directory, Index), name, $"a tensor of {rows} rows and {cols} columns", "none");
+            throw new ModelFileException(Path.Combine(directory, files.Count == 1 ? Single : Index), name, $"a tensor of {rows} rows and {cols} columns", "none");
         var tensor = file.Find(name);
         if (tensor.Rows != rows || tensor.Cols != cols)
             throw new ModelFileException(file.Path, name, $"{rows} rows and {cols} columns", file.Entries[name].Form);
@@ -100,9 +101,9 @@ internal sealed class WeightFiles : IDisposable
         var shards = new Dictionary<string, string>(StringComparer.Ordinal);
         foreach (var entry in map.EnumerateObject())
         {
-            var shard = entry.Value.ValueKind == JsonValueKind.String ? entry.Value.GetString()! : "";
-            if (shard != Path.GetFileName(shard) || shard.Contains('\\', StringComparison.Ordinal) || !shard.EndsWith(".safetensors", StringComparison.Ordinal))
-                throw new ModelFileException(path, Printable.Of(entry.Name), "the name of a .safetensors file beside it", Printable.Of(entry.Value.GetRawText()));
+            var shard = JsonFields.AsText(entry.Value) ?? "";
+            if (shard.AsSpan().ContainsAny('/', '\\', '\0') || !shard.EndsWith(".safetensors", StringComparison.Ordinal))
+                throw new ModelFileException(path, Printable.Of(entry.Name), "the name of a .safetensors file beside it", JsonFields.Show(entry.Value));
             shards.Add(entry.Name, shard);
         }
 

@@ -1,3 +1,4 @@
+using System.Text;
 using System.Text.Json.Nodes;
 using TenantLora.Runtime.Adapters;
 using TenantLora.Runtime.Backends;
@@ -113,6 +114,7 @@ public sealed class AdapterConfigTests
     [InlineData("init_lora_weights", "\"corda\"")]
     [InlineData("init_lora_weights", "\"loftq\"")]
     [InlineData("init_lora_weights", "\"lora_ga\"")]
+    [InlineData("init_lora_weights", "\"mica\"")]
     [InlineData("unshared_r", "2")]
     [InlineData("reduce_lora_A_x", "4")]
     [InlineData("a_field_of_next_year", "1")]
@@ -252,5 +254,41 @@ public sealed class AdapterConfigTests
         folder.Config["target_modules"] = new JsonArray("q_proj", "v_proj");
         folder.Config["alpha_pattern"] = new JsonObject(Enumerable.Range(0, 40).Select(i => KeyValuePair.Create($"{expression}{i}", (JsonNode?)1)));
         folder.Read().Adapter?.Dispose();
+    }
+
+    /// <summary>Bit flips, cuts and swapped JSON pieces, from a fixed seed: findings or none, never an exception.</summary>
+    [Fact]
+    public void Random_damage_is_read_or_found()
+    {
+        var random = new Random(20261122);
+        var seed = Encoding.UTF8.GetBytes("""
+            {"peft_type":"PROLORA","r":4,"lora_alpha":8,"target_modules":["q_proj"],"exclude_modules":"x.*","layers_to_transform":[0],"layers_pattern":["layers"],"bias":"none",
+            "rank_pattern":{"q.*":2},"alpha_pattern":{"q_proj":1},"unshared_r":1,"reduce_lora_A_x":2,"lora_A_shift_size":1,"enable_lora_rotation":true,"init_lora_weights":"eva","base_model_name_or_path":"a"}
+            """);
+        string[] pieces = ["{", "}", "[", "]", ",", ":", "\"", "\\u0000", "\\ud800", "-1", "0", "1e9", "1e400", "null", "true", "99999999999", "\"LORA\"", "{}", "[]", "(", "*", "\\\\1", ".", "|", "\"\":1,"];
+        var clean = 0;
+        for (var i = 0; i < 5_000; i++)
+        {
+            var text = seed;
+            for (var edits = random.Next(1, 4); edits > 0; edits--)
+            {
+                var at = random.Next(text.Length);
+                var piece = Encoding.UTF8.GetBytes(pieces[random.Next(pieces.Length)]);
+                text = random.Next(4) switch
+                {
+                    0 => [.. text[..at], (byte)(text[at] ^ (1 << random.Next(8))), .. text[(at + 1)..]],
+                    1 => [.. text[..at], .. piece, .. text[at..]],
+                    2 => [.. text[..at], .. piece, .. text[Math.Min(text.Length, at + piece.Length)..]],
+                    _ => [.. text[..at], .. text[Math.Min(text.Length, at + random.Next(1, 20))..]],
+                };
+            }
+
+            var findings = new Findings();
+            var config = AdapterConfig.Read(text, AdapterFolder.Model, findings);
+            Assert.True(config is not null || findings.HasErrors);
+            if (!findings.HasErrors) clean++;
+        }
+
+        Assert.InRange(clean, 10, 4_500);
     }
 }
