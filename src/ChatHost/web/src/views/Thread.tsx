@@ -24,7 +24,7 @@ export function Thread({ workspace, children }: { workspace: Workspace; children
                   tabIndex={shared ? undefined : 0} role={shared ? undefined : 'group'} aria-label={shared ? undefined : 'Answers side by side'}>
                   {cells.map((cell) => {
                     const alternatives = siblings(conversation, cell);
-                    return <CellView key={cell.lanes[0]} workspace={workspace} cell={cell} conversation={conversation} message={cell.message} alternatives={alternatives}
+                    return <CellView key={cell.message.id} workspace={workspace} cell={cell} conversation={conversation} message={cell.message} alternatives={alternatives}
                       signature={`${cell.lanes} ${alternatives.length} ${conversation.lanes.length} ${workspace.busy.value} ${workspace.models.value.length}`} />;
                   })}
                 </div>
@@ -177,18 +177,13 @@ function Pager({ cell, alternatives, workspace }: { cell: Cell; alternatives: Me
   );
 }
 
-/** Text that streams is drawn at most once a frame; text that has ended at once, so that an opened conversation does not jump. */
 function Markdown({ text, state }: { text: string; state: 'growing' | 'cut' | 'whole' }) {
   const host = useRef<HTMLDivElement>(null);
   const stream = useRef<MarkdownStream>(null);
   useLayoutEffect(() => {
     stream.current ??= new MarkdownStream(host.current!);
-    if (state !== 'growing') {
-      stream.current.update(text, state);
-      return;
-    }
-    const frame = requestAnimationFrame(() => stream.current!.update(text, state));
-    return () => cancelAnimationFrame(frame);
+    if (state === 'growing') stream.current.grow(text);
+    else stream.current.end(text, state === 'cut');
   }, [text, state]);
   return <div class="markdown" ref={host} data-testid="answer-text" />;
 }
