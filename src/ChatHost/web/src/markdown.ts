@@ -23,6 +23,7 @@ purify.addHook('afterSanitizeAttributes', (node) => {
     // Only what marked writes for task lists.
     node.setAttribute('type', 'checkbox');
     node.setAttribute('disabled', '');
+    node.setAttribute('aria-label', node.hasAttribute('checked') ? 'Done' : 'To do');
   }
 });
 

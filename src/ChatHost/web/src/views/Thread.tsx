@@ -69,7 +69,7 @@ function QuestionView({ workspace, cell, message, alternatives }: CellProps) {
   };
   return (
     <article class="question" data-role="user" data-testid="message">
-      <h3 class="sr-only">You</h3>
+      <h2 class="sr-only">You</h2>
       {editing ? (
         <form class="edit" onSubmit={(e) => { e.preventDefault(); submit(); }}>
           <textarea ref={text} aria-label="Edit message" defaultValue={message.text} rows={3}
@@ -108,7 +108,7 @@ function AnswerView({ workspace, cell, conversation, answer, alternatives }: Cel
   return (
     <article class="answer" data-role="assistant" data-state={answer.state} data-model={answer.model} data-testid="message">
       <header>
-        <h3><span class="sr-only">Answer by </span>{answer.model}</h3>
+        <h2><span class="sr-only">Answer by </span>{answer.model}</h2>
         {card && <span class="badge">{describe(card)}</span>}
         {streaming && compared && <button type="button" class="small" data-testid="stop-lane" disabled={stopping} onClick={stop}><Icon name="stop" />{stopping ? 'Stopping…' : 'Stop'}</button>}
       </header>
