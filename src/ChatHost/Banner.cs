@@ -1,0 +1,63 @@
+using System.Globalization;
+using System.Text;
+using TenantLora.ChatHost.Security;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost;
+
+/// <summary>What a person sees at start: where it listens, what it serves, and lines to paste.</summary>
+internal static class Banner
+{
+    public static string Compose(string address, Serving serving, TenantDirectory tenants, bool demo)
+    {
+        StringBuilder text = new();
+        var info = serving.Info;
+        text.AppendLine().AppendLine("TenantLora").AppendLine();
+        Line("address", address);
+        Line("model", $"{info.Model} ({info.Family}, {Count(info.Parameters)} parameters, context {info.ContextLength} tokens)");
+        Line("device", info.Device);
+        text.AppendLine();
+        Table(text, serving, tenants);
+        if (tenants.All.FirstOrDefault() is { } first) Examples(text, address, first, serving.Models(first.Id)[0].Name, tenants.DemoKeys.GetValueOrDefault(first.Id, "tl_…"));
+        if (demo && !IsLoopback(address)) text.AppendLine("  Demo mode lets anyone who reaches this address in. Set TenantLora__Demo=false.").AppendLine();
+        return text.AppendLine("  Ctrl+C stops; running answers are finished first.").ToString();
+
+        void Line(string name, string value) => text.AppendLine(CultureInfo.InvariantCulture, $"  {name,-8} {value}");
+    }
+
+    private static void Table(StringBuilder text, Serving serving, TenantDirectory tenants)
+    {
+        var rows = tenants.All.Select(t => (t.Id, t.Name,
+            Adapters: string.Join(", ", serving.Models(t.Id).Where(m => m.Digest is not null).Select(m => Describe(m.Name, serving.Adapter(m)))),
+            Key: tenants.DemoKeys.GetValueOrDefault(t.Id, "(known by its hash)"))).ToArray();
+        if (rows is []) return;
+        var (id, name, adapters) = (rows.Max(r => r.Id.Length), rows.Max(r => r.Name.Length), rows.Max(r => r.Adapters.Length));
+        text.AppendLine("  " + "tenant".PadRight(Math.Max(6, id)) + "  " + "".PadRight(name) + "  " + "adapters".PadRight(Math.Max(8, adapters)) + "  key");
+        foreach (var row in rows)
+            text.AppendLine("  " + row.Id.PadRight(Math.Max(6, id)) + "  " + row.Name.PadRight(name) + "  " + row.Adapters.PadRight(Math.Max(8, adapters)) + "  " + row.Key);
+        text.AppendLine();
+    }
+
+    private static void Examples(StringBuilder text, string address, Tenant tenant, string model, string key)
+    {
+        var question = tenant.Id == model ? "When are you open?" : "Hello!";
+        text.AppendLine(CultureInfo.InvariantCulture, $$"""
+              chat     {{address}} in a browser
+              curl     curl {{address}}/v1/chat/completions -H "Authorization: Bearer {{key}}" -H "Content-Type: application/json" -d '{"model":"{{model}}","messages":[{"role":"user","content":"{{question}}"}]}'
+              C#       IChatClient chat = new TenantLoraChatClient(new Uri("{{address}}"), "{{key}}", "{{model}}");
+
+            """);
+    }
+
+    private static string Describe(string name, AdapterInfo? adapter) =>
+        adapter is null ? name : $"{name} ({adapter.Kind} r{adapter.Rank}, {adapter.Bytes / 1000.0:0} kB)";
+
+    private static string Count(long parameters) => parameters switch
+    {
+        >= 1_000_000_000 => string.Create(CultureInfo.InvariantCulture, $"{parameters / 1e9:0.0} G"),
+        >= 1_000_000 => string.Create(CultureInfo.InvariantCulture, $"{parameters / 1e6:0.0} M"),
+        _ => parameters.ToString(CultureInfo.InvariantCulture),
+    };
+
+    private static bool IsLoopback(string address) => Uri.TryCreate(address, UriKind.Absolute, out var uri) && uri.IsLoopback;
+}

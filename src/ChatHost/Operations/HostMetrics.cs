@@ -1,0 +1,29 @@
+using System.Diagnostics.Metrics;
+
+namespace TenantLora.ChatHost.Operations;
+
+/// <summary>What the host counts itself; the runtime counts tokens and times. No tenant appears in a label: /metrics is shared.</summary>
+internal sealed class HostMetrics : IDisposable
+{
+    public const string MeterName = "TenantLora.ChatHost";
+    private readonly Meter meter;
+    private readonly Counter<long> requests;
+
+    public HostMetrics(Admission admission)
+    {
+        meter = new Meter(MeterName, null, null, scope: this);
+        requests = meter.CreateCounter<long>("tenantlora_requests_total", null, "Requests for an answer by the road they came and how they ended.");
+        meter.CreateObservableGauge("tenantlora_answers_running", () => admission.Running, null, "Answers in the making over /v1 and the hub.");
+        meter.CreateObservableGauge("tenantlora_draining", () => admission.Draining ? 1 : 0, null, "1 while the host stops and takes nothing new.");
+    }
+
+    /// <summary>One request has ended.</summary>
+    /// <param name="endpoint"><c>chat</c>, <c>completions</c> or <c>hub</c>.</param>
+    /// <param name="outcome">A finish reason, <c>cancelled</c> or an error's code.</param>
+    public void Ended(string endpoint, string outcome) => requests.Add(1, new("endpoint", endpoint), new("outcome", outcome));
+
+    /// <summary>Whether a meter is this host's, where several hosts share a process.</summary>
+    public bool Owns(Meter other) => ReferenceEquals(other, meter);
+
+    public void Dispose() => meter.Dispose();
+}

@@ -1,0 +1,50 @@
+using Microsoft.AspNetCore.Http.HttpResults;
+using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Operations;
+using TenantLora.ChatHost.Security;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost;
+
+/// <summary>What the page needs before anyone is signed in, and what operators' probes read.</summary>
+internal static class SiteEndpoints
+{
+    public static void MapSite(this IEndpointRouteBuilder app)
+    {
+        app.MapGet("/api/site", (Serving serving, TenantDirectory tenants, IOptions<TenantLoraOptions> options) => new SiteCard(
+                "TenantLora", options.Value.Demo, serving.Info.Model,
+                options.Value.Demo ? [.. tenants.All.Select(t => new TenantCard(t.Id, t.Name))] : []))
+            .AllowAnonymous().WithSummary("What the page shows before anyone is signed in.");
+        app.MapPost("/api/session", OpenSession).AllowAnonymous().WithSummary("A token for twelve hours, for a key or, in demo mode, for a tenant.");
+        app.MapGet("/health/live", () => new Health("ok")).AllowAnonymous().WithSummary("Whether the process answers.");
+        app.MapGet("/health/ready", Results<Ok<Health>, JsonHttpResult<Health>> (Admission admission) => admission.Draining
+                ? TypedResults.Json(new Health("draining"), statusCode: StatusCodes.Status503ServiceUnavailable)
+                : TypedResults.Ok(new Health("ok")))
+            .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops.");
+        app.MapGet("/metrics", (PrometheusText metrics) => TypedResults.Text(metrics.Read(), PrometheusText.ContentType))
+            .AllowAnonymous().WithSummary("Prometheus' text format.");
+    }
+
+    private static Ok<Session> OpenSession(SessionRequest request, TenantDirectory tenants, SessionTokens tokens, IOptions<TenantLoraOptions> options, HttpContext context)
+    {
+        var tenant = request.Key is { } key ? tenants.FindByKey(key)
+            : options.Value.Demo && request.Tenant is { } id ? tenants.Find(id)
+            : null;
+        if (tenant is null) throw new TenantLoraException(ErrorCodes.InvalidKey, "This key is not known.");
+        var (token, expires) = tokens.Issue(tenant);
+        context.Response.Headers.CacheControl = "no-store";
+        return TypedResults.Ok(new Session(tenant.Id, tenant.Name, token, expires));
+    }
+}
+
+/// <param name="Tenants">In demo mode those to choose from; else none.</param>
+internal sealed record SiteCard(string Name, bool Demo, string BaseModel, IReadOnlyList<TenantCard> Tenants);
+
+internal sealed record TenantCard(string Id, string Name);
+
+/// <summary>A key, or in demo mode the id of a tenant.</summary>
+internal sealed record SessionRequest(string? Key = null, string? Tenant = null);
+
+internal sealed record Session(string Tenant, string Name, string Token, DateTimeOffset ExpiresAt);
+
+internal sealed record Health(string Status);

@@ -1,0 +1,124 @@
+using System.Globalization;
+using Microsoft.Extensions.Options;
+
+namespace TenantLora.ChatHost;
+
+/// <summary>The section <c>TenantLora</c> of the configuration. Checked at start: one bad value stops it, and all are named at once.</summary>
+internal sealed class TenantLoraOptions
+{
+    public const string Section = "TenantLora";
+
+    /// <summary>A model folder. Relative paths here and in <see cref="TenantOptions.Adapters"/> are looked up by <see cref="Places.Find"/>.</summary>
+    public string Model { get; set; } = "models/demo-7m";
+
+    /// <summary>The name callers use for the base model; null: the folder's name.</summary>
+    public string? ModelName { get; set; }
+
+    public string Device { get; set; } = "auto";
+    public int Threads { get; set; }
+    public int CacheTokens { get; set; }
+    public int ContextLength { get; set; }
+    public int StepTokens { get; set; } = 256;
+    public int MaxSequences { get; set; } = 256;
+    public int MaxQueued { get; set; } = 1024;
+    public int MaxAdapterRank { get; set; } = 256;
+    public string? ChatTemplate { get; set; }
+
+    /// <summary>Where the host keeps what it makes: demo keys and the keys of session tokens. Relative to the current directory.</summary>
+    public string Data { get; set; } = "data";
+
+    /// <summary>Makes and prints a key for each tenant, and lets the page choose a tenant without one. For trying things out.</summary>
+    public bool Demo { get; set; } = true;
+
+    /// <summary>The tenants by id.</summary>
+    public Dictionary<string, TenantOptions> Tenants { get; set; } = new(StringComparer.Ordinal);
+
+    /// <summary>Web origins (<c>https://host</c>) other than this host's own that may call it from a browser.</summary>
+    public string[] AllowedOrigins { get; set; } = [];
+
+    /// <summary>Answers that one tenant may have in the making at once, over /v1 and the hub together.</summary>
+    public int MaxConcurrentPerTenant { get; set; } = 128;
+
+    /// <summary>How long a stop waits for running answers.</summary>
+    public int DrainSeconds { get; set; } = 25;
+
+    /// <summary>How long a hub generation can still be attached to after its end.</summary>
+    public int KeepSeconds { get; set; } = 60;
+
+    /// <summary>A silent stream carries a comment this often, so that no proxy on the way takes it for dead.</summary>
+    public double KeepAliveSeconds { get; set; } = 15;
+}
+
+/// <summary>One tenant.</summary>
+internal sealed class TenantOptions
+{
+    /// <summary>What people see.</summary>
+    public string Name { get; set; } = "";
+
+    /// <summary>Adapter folders by the name that the tenant gives as <c>model</c>.</summary>
+    public Dictionary<string, string> Adapters { get; set; } = new(StringComparer.Ordinal);
+
+    /// <summary>SHA-256 of each valid key, in hex.</summary>
+    public string[] KeyHashes { get; set; } = [];
+}
+
+/// <summary>Finds everything wrong with the options in one pass.</summary>
+internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IValidateOptions<TenantLoraOptions>
+{
+    public ValidateOptionsResult Validate(string? name, TenantLoraOptions options)
+    {
+        List<string> findings = [];
+        UnknownNames(findings);
+        Numbers(options, findings);
+        if (string.IsNullOrWhiteSpace(options.Model)) Found(findings, nameof(options.Model), "a model folder", "nothing");
+        if (string.IsNullOrWhiteSpace(options.Data)) Found(findings, nameof(options.Data), "a folder", "nothing");
+        foreach (var origin in options.AllowedOrigins)
+            if (!Uri.TryCreate(origin, UriKind.Absolute, out var uri) || uri.GetLeftPart(UriPartial.Authority) != origin)
+                Found(findings, nameof(options.AllowedOrigins), "origins like https://chat.example", origin);
+        foreach (var (id, tenant) in options.Tenants) Tenant(id, tenant, findings);
+        if (!options.Demo && options.Tenants.Values.All(t => t.KeyHashes.Length == 0))
+            Found(findings, "Tenants", "at least one tenant with KeyHashes when Demo is false", "none, so nobody could sign in");
+        return findings.Count == 0 ? ValidateOptionsResult.Success : ValidateOptionsResult.Fail(findings);
+    }
+
+    // The binder passes over a misspelt name; an operator should hear of it.
+    private void UnknownNames(List<string> findings)
+    {
+        foreach (var key in configuration.GetSection(TenantLoraOptions.Section).GetChildren().Select(c => c.Key))
+            if (typeof(TenantLoraOptions).GetProperties().All(p => !p.Name.Equals(key, StringComparison.OrdinalIgnoreCase)))
+                findings.Add($"{TenantLoraOptions.Section}:{key}: there is no such option.");
+    }
+
+    private static void Numbers(TenantLoraOptions o, List<string> findings)
+    {
+        AtLeast(nameof(o.Threads), o.Threads, 0);
+        AtLeast(nameof(o.CacheTokens), o.CacheTokens, 0);
+        AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
+        AtLeast(nameof(o.StepTokens), o.StepTokens, 1);
+        AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);
+        AtLeast(nameof(o.MaxQueued), o.MaxQueued, 0);
+        AtLeast(nameof(o.MaxAdapterRank), o.MaxAdapterRank, 1);
+        AtLeast(nameof(o.MaxConcurrentPerTenant), o.MaxConcurrentPerTenant, 1);
+        AtLeast(nameof(o.DrainSeconds), o.DrainSeconds, 0);
+        AtLeast(nameof(o.KeepSeconds), o.KeepSeconds, 0);
+        if (!(o.KeepAliveSeconds is > 0 and <= 3600))
+            Found(findings, nameof(o.KeepAliveSeconds), "seconds above 0, up to 3600", o.KeepAliveSeconds.ToString(CultureInfo.InvariantCulture));
+
+        void AtLeast(string option, int value, int least)
+        {
+            if (value < least) Found(findings, option, $"{least} or more", value.ToString(CultureInfo.InvariantCulture));
+        }
+    }
+
+    private static void Tenant(string id, TenantOptions tenant, List<string> findings)
+    {
+        if (string.IsNullOrWhiteSpace(tenant.Name)) Found(findings, $"Tenants:{id}:Name", "the name people see", "nothing");
+        foreach (var (adapter, directory) in tenant.Adapters)
+            if (string.IsNullOrWhiteSpace(directory)) Found(findings, $"Tenants:{id}:Adapters:{adapter}", "an adapter folder", "nothing");
+        foreach (var hash in tenant.KeyHashes)
+            if (hash.Length != 64 || !hash.All(char.IsAsciiHexDigit)) Found(findings, $"Tenants:{id}:KeyHashes", "SHA-256 as 64 hex digits", $"{hash.Length} characters");
+    }
+
+    private static void Found(List<string> findings, string option, string expected, string found) =>
+        findings.Add($"{TenantLoraOptions.Section}:{option}: expected {expected}, found {found}.");
+}

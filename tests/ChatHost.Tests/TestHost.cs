@@ -1,0 +1,105 @@
+using System.Net.Http.Headers;
+using System.Text;
+using System.Text.Json;
+using Microsoft.AspNetCore.Builder;
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Hosting;
+using Microsoft.Extensions.Logging;
+using TenantLora.ChatHost.Security;
+using TenantLora.Connector;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost.Tests;
+
+/// <summary>The real app on a real port, with another runtime behind it.</summary>
+internal sealed class TestHost : IAsyncDisposable
+{
+    public const string HarborDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+    public const string LedgerDigest = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+    private readonly string data;
+
+    private TestHost(WebApplication app, string data)
+    {
+        (App, this.data) = (app, data);
+        Url = new Uri(app.Urls.First());
+        Keys = app.Services.GetRequiredService<TenantDirectory>().DemoKeys;
+    }
+
+    public WebApplication App { get; }
+
+    public Uri Url { get; }
+
+    public IReadOnlyDictionary<string, string> Keys { get; }
+
+    public T Service<T>() where T : notnull => App.Services.GetRequiredService<T>();
+
+    /// <summary>Starts with a fake runtime; <paramref name="settings"/> like <c>KeepSeconds=1</c>, in the section TenantLora.</summary>
+    public static Task<TestHost> StartAsync(IRuntime runtime, params string[] settings) =>
+        StartAsync(services => services.AddSingleton(_ => Fake(runtime)), settings);
+
+    /// <summary>Starts with the demo model.</summary>
+    public static Task<TestHost> StartRealAsync(params string[] settings) => StartAsync(_ => { }, settings);
+
+    private static async Task<TestHost> StartAsync(Action<IServiceCollection> more, string[] settings)
+    {
+        var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+        string[] args = ["--urls=http://127.0.0.1:0", $"--TenantLora:Data={data}", .. settings.Select(s => s.StartsWith("--", StringComparison.Ordinal) ? s : "--TenantLora:" + s)];
+        var app = Program.Build(args, builder =>
+        {
+            builder.Logging.ClearProviders();
+            builder.Services.AddSingleton<IHostLifetime, QuietLifetime>();
+            more(builder.Services);
+        });
+        await app.StartAsync();
+        return new TestHost(app, data);
+    }
+
+    public HttpClient Client(string? tenant = "harbor", string? token = null)
+    {
+        var client = new HttpClient { BaseAddress = Url, Timeout = TimeSpan.FromSeconds(60) };
+        if ((token ?? (tenant is null ? null : Keys[tenant])) is { } key) client.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", key);
+        return client;
+    }
+
+    public static StringContent Json(string json) => new(json, Encoding.UTF8, "application/json");
+
+    public static async Task<JsonElement> ReadAsync(HttpResponseMessage response)
+    {
+        using var document = JsonDocument.Parse(await response.Content.ReadAsStringAsync());
+        return document.RootElement.Clone();
+    }
+
+    /// <summary>Waits for what another thread is about to make true.</summary>
+    public static async Task UntilAsync(Func<bool> happened, string what)
+    {
+        for (var end = DateTime.UtcNow.AddSeconds(20); !happened(); await Task.Delay(10))
+            Assert.True(DateTime.UtcNow < end, $"It did not happen: {what}.");
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        await App.StopAsync();
+        await App.DisposeAsync();
+        Directory.Delete(data, recursive: true);
+    }
+
+    private static Serving Fake(IRuntime runtime)
+    {
+        var catalog = new AdapterCatalog("demo-7m");
+        catalog.Set("harbor", "harbor", HarborDigest);
+        catalog.Set("ledger", "ledger", LedgerDigest);
+        return new Serving(runtime, new EngineInfo("demo-7m", "llama", 7_345_664, 2048, "fake", "sha256:0"), catalog, new Dictionary<string, AdapterInfo>
+        {
+            [HarborDigest] = new(HarborDigest, "prolora", 16, 456_000, 1_800_000, "demo-7m"),
+            [LedgerDigest] = new(LedgerDigest, "prolora", 8, 123_000, 900_000, "demo-7m"),
+        });
+    }
+
+    /// <summary>Leaves the test runner's signals alone.</summary>
+    private sealed class QuietLifetime : IHostLifetime
+    {
+        public Task WaitForStartAsync(CancellationToken cancellationToken) => Task.CompletedTask;
+
+        public Task StopAsync(CancellationToken cancellationToken) => Task.CompletedTask;
+    }
+}
