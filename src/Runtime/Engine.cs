@@ -1,44 +1,353 @@
+using System.Collections.Concurrent;
+using System.Collections.Frozen;
+using System.Diagnostics;
+using System.Runtime.CompilerServices;
+using System.Security.Cryptography;
+using System.Text;
 using Microsoft.Extensions.Logging;
+using Microsoft.Extensions.Logging.Abstractions;
+using TenantLora.Runtime.Adapters;
+using TenantLora.Runtime.Backends;
+using TenantLora.Runtime.Backends.Cpu;
+using TenantLora.Runtime.Models;
+using TenantLora.Runtime.Scheduling;
+using TenantLora.Runtime.Serving;
+using TenantLora.Runtime.Tokenization;
 
 namespace TenantLora.Runtime;
 
 /// <summary>
 /// One base model, served to many under many adapters: continuous batching over a paged KV cache. Safe for concurrent use.
+/// <para>
+/// A caller's thread checks, renders and encodes a request, and decodes its answer; between the two one engine thread owns scheduler,
+/// blocks and device, so nothing there locks. An answer does not depend on what else runs: greedy and seeded sampling repeat exactly.
+/// </para>
 /// </summary>
-public sealed class Engine : IRuntime
+public sealed partial class Engine : IRuntime
 {
-    private Engine() => throw new NotImplementedException();
+    private readonly EngineOptions options;
+    private readonly ILogger log;
+    private readonly ModelConfig config;
+    private readonly WeightFiles files;
+    private readonly IBackend backend;
+    private readonly ModelWeights weights;
+    private readonly KvCache cache;
+    private readonly Transformer model;
+    private readonly Sampler sampler;
+    private readonly Tokenizer tokenizer;
+    private readonly ChatTemplate template;
+    private readonly FrozenSet<int> endTokens;
+    private readonly AdapterRegistry adapters = new();
+    private readonly BlockPool pool;
+    private readonly Scheduler scheduler;
+    private readonly EngineMetrics metrics;
+    private readonly ConcurrentQueue<Generation> arrivals = new();
+    private readonly SemaphoreSlim arrived = new(0);
+    private readonly CancellationTokenSource stopping = new();
+    private readonly Thread thread;
+    private float[] logits = [];
+    private int waiting;
+    private volatile EngineStatus status;
+
+    private Engine(EngineOptions options, ILoggerFactory? loggers)
+    {
+        this.options = options;
+        log = (loggers ?? NullLoggerFactory.Instance).CreateLogger<Engine>();
+        var directory = options.ModelDirectory;
+        config = ModelConfig.Load(directory);
+        tokenizer = Tokenizer.Load(directory);
+        template = ChatTemplate.Load(directory, options.ChatTemplate);
+        endTokens = config.EosTokenIds.ToFrozenSet();
+        files = WeightFiles.Open(directory);
+
+        backend = new CpuBackend(options.Threads);
+        weights = ModelWeights.Load(config, files.Get, backend);
+        var blocks = CacheBlocks();
+        cache = backend.CreateKvCache(blocks, options.BlockSize, config.ToAttentionShape());
+        model = new Transformer(config, weights, backend, cache);
+        sampler = new Sampler(config.VocabSize);
+        pool = new BlockPool(blocks, options.BlockSize);
+        scheduler = new Scheduler(pool, options.StepTokens, options.MaxSequences);
+        status = Look();
+        metrics = new EngineMetrics(() => Status);
+
+        var context = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, Math.Min(config.MaxPositions, blocks * options.BlockSize));
+        Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
+            config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
+        thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
+        thread.Start();
+    }
 
     /// <summary>Loads the model and starts the engine's thread.</summary>
     /// <exception cref="ModelFileException">A file is missing, damaged or not understood.</exception>
-    /// <exception cref="ArgumentException">An option is out of range.</exception>
-    public static Engine Start(EngineOptions options, ILoggerFactory? loggers = null) => throw new NotImplementedException();
+    /// <exception cref="ArgumentException">Options are out of range; the message names all of them.</exception>
+    public static Engine Start(EngineOptions options, ILoggerFactory? loggers = null)
+    {
+        ArgumentNullException.ThrowIfNull(options);
+        options.Check();
+        return new Engine(options, loggers);
+    }
 
     /// <summary>What is served and on what.</summary>
     public EngineInfo Info { get; }
 
-    /// <summary>A look at the engine now.</summary>
-    public EngineStatus Status => throw new NotImplementedException();
+    /// <summary>A look at the engine, as of its last step.</summary>
+    public EngineStatus Status => status with { Waiting = Volatile.Read(ref waiting), AdaptersHeld = adapters.Held };
 
     /// <summary>The adapters that requests may name.</summary>
-    public IReadOnlyCollection<AdapterInfo> Adapters => throw new NotImplementedException();
+    public IReadOnlyCollection<AdapterInfo> Adapters => adapters.List();
 
     /// <summary>Checks a PEFT folder against the base model without keeping it: every finding in one pass.</summary>
-    public AdapterReport ValidateAdapter(string directory) => throw new NotImplementedException();
+    public AdapterReport ValidateAdapter(string directory)
+    {
+        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        adapter?.Dispose();
+        return report;
+    }
 
     /// <summary>Checks a PEFT folder and makes it available under its digest. Adding the same bytes again changes nothing.</summary>
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
-    public AdapterInfo AddAdapter(string directory) => throw new NotImplementedException();
+    public AdapterInfo AddAdapter(string directory)
+    {
+        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        return adapter is null ? throw new AdapterRefusedException(directory, report) : adapters.Add(adapter);
+    }
 
     /// <summary>New requests can no longer name it; running ones keep it, and its memory goes with the last of them.</summary>
-    public bool RemoveAdapter(string digest) => throw new NotImplementedException();
+    public bool RemoveAdapter(string digest) => adapters.Remove(digest);
 
     /// <inheritdoc/>
-    public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, CancellationToken cancellationToken = default) => throw new NotImplementedException();
+    public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, CancellationToken cancellationToken = default)
+    {
+        ArgumentNullException.ThrowIfNull(request);
+        return Generate(request, cancellationToken);
+    }
 
     /// <inheritdoc/>
-    public ValueTask<IReadOnlyList<string>> ListModelsAsync(string tenant, CancellationToken cancellationToken = default) => throw new NotImplementedException();
+    public ValueTask<IReadOnlyList<string>> ListModelsAsync(string tenant, CancellationToken cancellationToken = default) => new([Info.Model]);
 
     /// <summary>Ends running sequences with <see cref="ErrorCodes.ShuttingDown"/> and frees model and device.</summary>
-    public ValueTask DisposeAsync() => throw new NotImplementedException();
+    public async ValueTask DisposeAsync()
+    {
+        if (stopping.IsCancellationRequested) return;
+        await stopping.CancelAsync().ConfigureAwait(false);
+        await Task.Run(thread.Join).ConfigureAwait(false);
+        metrics.Dispose();
+        adapters.Dispose();
+        cache.Dispose();
+        weights.Dispose();
+        backend.Dispose();
+        files.Dispose();
+    }
+
+    // On the caller's thread: request -> tokens -> arrivals; outputs -> text.
+    private async IAsyncEnumerable<GenerationEvent> Generate(GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken)
+    {
+        var generation = Accept(request);
+        var text = new TextStream(tokenizer, request.StopStrings);
+        var reason = FinishReason.Stop;
+        var completion = 0;
+        try
+        {
+            yield return new GenerationQueued(Math.Max(0, Volatile.Read(ref waiting) - 1), generation.PromptLength);
+            await foreach (var output in generation.Outputs.ReadAllAsync(cancellationToken).ConfigureAwait(false))
+            {
+                switch (output.Kind)
+                {
+                    case OutputKind.AdapterLoading:
+                        yield return new AdapterLoading(generation.Adapter!);
+                        break;
+                    case OutputKind.Prefill:
+                        yield return new PrefillProgress(output.Value, generation.PromptLength);
+                        break;
+                    case OutputKind.Token:
+                        completion++;
+                        var delta = endTokens.Contains(output.Value) ? "" : text.Push(output.Value);
+                        if (delta.Length > 0 || request.Sampling.LogProbabilities is not null)
+                            yield return new TextDelta(delta) { LogProbabilities = Describe(request, output) };
+                        break;
+                }
+                if (generation.FoundStop = text.Stopped) break;
+            }
+            if (!text.Stopped)
+            {
+                reason = generation.Finish!.Value;
+                if (text.Finish() is { Length: > 0 } rest) yield return new TextDelta(rest);
+            }
+            yield return new GenerationDone(reason, new GenerationUsage(generation.PromptLength, completion), generation.Timings)
+            {
+                Adapter = generation.Adapter,
+                Fingerprint = Fingerprint(generation.Adapter),
+            };
+        }
+        finally
+        {
+            generation.Cancel();
+        }
+    }
+
+    /// <summary>Checks and encodes a request and puts it in the queue, holding its adapter.</summary>
+    private Generation Accept(GenerationRequest request)
+    {
+        request.Check(config.VocabSize);
+        var prompt = request.Messages is { } messages
+            ? tokenizer.Encode(template.Render(messages, request.Tools, addGenerationPrompt: true))
+            : tokenizer.Encode(request.Prompt!, addSpecialTokens: true);
+        if (prompt.Length == 0) throw new TenantLoraException(ErrorCodes.InvalidRequest, "The prompt is empty.") { Parameter = "prompt" };
+        var room = Info.ContextLength - prompt.Length;
+        if (room < (request.MaxTokens ?? 1))
+        {
+            throw new TenantLoraException(ErrorCodes.ContextLengthExceeded,
+                $"This model's context is {Info.ContextLength} tokens, but {prompt.Length + (request.MaxTokens ?? 1)} were asked for: {prompt.Length} in the prompt, {request.MaxTokens ?? 1} for the answer.")
+            {
+                Parameter = request.Messages is null ? "prompt" : "messages",
+            };
+        }
+
+        AdapterLease? lease = null;
+        if (request.Adapter is { } digest)
+            lease = adapters.Acquire(digest) ?? throw new TenantLoraException(ErrorCodes.ModelNotFound, $"The model '{request.Model ?? digest}' does not exist or you do not have access to it.") { Parameter = "model" };
+        if (Interlocked.Increment(ref waiting) > options.MaxQueued)
+        {
+            Interlocked.Decrement(ref waiting);
+            lease?.Dispose();
+            throw new TenantLoraException(ErrorCodes.QueueFull, $"{options.MaxQueued} requests are waiting already.") { RetryAfter = TimeSpan.FromSeconds(1) };
+        }
+        var sampling = new SamplingState(request.Sampling, config.Generation.Sampling, request.Sampling.Seed ?? Random.Shared.NextInt64(), prompt);
+        var generation = new Generation(request, prompt, request.MaxTokens ?? Math.Min(room, config.Generation.MaxNewTokens ?? room), endTokens, lease, sampling);
+        arrivals.Enqueue(generation);
+        arrived.Release();
+        if (stopping.IsCancellationRequested) generation.End(ShuttingDown());           // perhaps too late for the loop to see it
+        return generation;
+    }
+
+    private static TenantLoraException ShuttingDown() => new(ErrorCodes.ShuttingDown, "The server is shutting down.") { RetryAfter = TimeSpan.FromSeconds(5) };
+
+    // On the engine's thread, from here to Settle.
+    private void Loop()
+    {
+        while (!stopping.IsCancellationRequested)
+        {
+            if (!scheduler.HasWork) Sleep();
+            while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
+
+            var begun = Stopwatch.GetTimestamp();
+            var step = scheduler.Next();                        // who runs, with which blocks and adapters
+            Settle(step.Dropped);
+            if (step.Slices.Count > 0)
+            {
+                Run(step);
+                metrics.Stepped(Stopwatch.GetElapsedTime(begun));
+            }
+            status = Look();
+        }
+        while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
+        Fail(scheduler.All, ShuttingDown());
+    }
+
+    private void Sleep()
+    {
+        try
+        {
+            arrived.Wait(stopping.Token);
+            while (arrived.Wait(0)) { }
+        }
+        catch (OperationCanceledException)
+        {
+        }
+    }
+
+    private void Run(Step step)
+    {
+        try
+        {
+            foreach (var slice in step.Slices)
+            {
+                var generation = (Generation)slice.Sequence;
+                if (generation.Started) continue;
+                generation.Start();
+                Interlocked.Decrement(ref waiting);
+            }
+            var batch = StepBatch.Build(step.Slices, options.BlockSize, sequence => ((Generation)sequence).Lease?.OnDevice(backend));
+            if (model.Forward(batch) is { } device)
+            {
+                if (logits.Length < device.Rows * device.Cols) logits = new float[device.Rows * device.Cols];
+                backend.Download(device, logits.AsSpan(0, device.Rows * device.Cols));
+            }
+            Settle(scheduler.Complete(step, Sample(step)));
+        }
+        catch (Exception error)
+        {
+            StepFailed(log, error);
+            Fail([.. step.Slices.Select(s => s.Sequence)], new TenantLoraException(ErrorCodes.Internal, "The step that computed this answer failed.", error));
+        }
+    }
+
+    /// <summary>Draws a token for each slice that samples. A sequence whose logits went bad ends here, alone.</summary>
+    private int[] Sample(Step step)
+    {
+        var tokens = new List<int>();
+        foreach (var slice in step.Slices)
+        {
+            var generation = (Generation)slice.Sequence;
+            generation.Read(slice.First + slice.Rows);
+            if (!slice.Sample) continue;
+            var row = logits.AsSpan(tokens.Count * model.Vocabulary, model.Vocabulary);
+            var sampled = sampler.Sample(row, generation.Sampling);
+            tokens.Add(sampled?.Token ?? 0);
+            if (sampled is { } good) generation.Take(good);
+            else Fail([generation], new TenantLoraException(ErrorCodes.NotANumber, "The model's output is not a number; the adapter's values are at fault, or the base model's."));
+        }
+        return [.. tokens];
+    }
+
+    private void Fail(IReadOnlyList<Sequence> sequences, TenantLoraException error)
+    {
+        foreach (var sequence in sequences.Where(s => s.State != SequenceState.Finished))
+        {
+            scheduler.Drop(sequence);
+            End((Generation)sequence, error.Code, error);
+        }
+    }
+
+    private void Settle(IReadOnlyList<Sequence> ended)
+    {
+        foreach (var sequence in ended) End((Generation)sequence, ((Generation)sequence).Outcome, null);
+    }
+
+    private void End(Generation generation, string outcome, Exception? error)
+    {
+        if (!generation.Started) Interlocked.Decrement(ref waiting);
+        metrics.Ended(outcome, generation);
+        generation.End(error);
+    }
+
+    private EngineStatus Look() => new(0, scheduler.Running, pool.Total, pool.Free, 0, scheduler.Preemptions);
+
+    private int CacheBlocks()
+    {
+        var perToken = 2L * config.Layers * config.KvHeads * config.HeadDim * sizeof(float);
+        var tokens = options.CacheTokens > 0
+            ? options.CacheTokens
+            : Math.Min(8L * config.MaxPositions, GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4 / perToken);
+        return (int)Math.Max(1, tokens / options.BlockSize);
+    }
+
+    private TokenLogProbability[] Describe(GenerationRequest request, Output output)
+    {
+        if (request.Sampling.LogProbabilities is null) return [];
+        return [Describe(output.Sampled.Token, output.Sampled.LogProbability, [.. output.Sampled.Top.Select(t => Describe(t.Token, t.LogProbability, []))])];
+    }
+
+    private TokenLogProbability Describe(int token, float logProbability, IReadOnlyList<TokenLogProbability> top)
+    {
+        var bytes = tokenizer.Bytes(token);
+        return new TokenLogProbability(Encoding.UTF8.GetString(bytes), bytes.ToArray(), logProbability, top);
+    }
+
+    private string Fingerprint(string? adapter) =>
+        "fp_" + Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{Info.BaseDigest}+{adapter}")).AsSpan(0, 8));
+
+    [LoggerMessage(Level = LogLevel.Error, Message = "A step failed; its sequences were ended, the engine goes on.")]
+    private static partial void StepFailed(ILogger logger, Exception error);
 }

@@ -38,4 +38,25 @@ public sealed record EngineOptions
 
     /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen</c>; null: read from the template's text.</summary>
     public string? ChatTemplate { get; init; }
+
+    /// <exception cref="ArgumentException">Names every option that is out of range.</exception>
+    internal void Check()
+    {
+        var findings = new List<string>();
+        void Expect(bool good, string name, string expected, object found)
+        {
+            if (!good) findings.Add($"{name}: expected {expected}, found {found}");
+        }
+        Expect(Directory.Exists(ModelDirectory), nameof(ModelDirectory), "an existing folder", ModelDirectory);
+        Expect(Device is "auto" or "cpu", nameof(Device), "auto or cpu", Device);
+        Expect(Threads is >= 0 and <= 1024, nameof(Threads), "0 to 1024", Threads);
+        Expect(BlockSize is >= 1 and <= 1024, nameof(BlockSize), "1 to 1024", BlockSize);
+        Expect(CacheTokens == 0 || CacheTokens >= BlockSize, nameof(CacheTokens), $"0, or {BlockSize} or more", CacheTokens);
+        Expect(ContextLength >= 0, nameof(ContextLength), "0 or more", ContextLength);
+        Expect(StepTokens is >= 1 and <= 65536, nameof(StepTokens), "1 to 65536", StepTokens);
+        Expect(MaxSequences is >= 1 and <= 65536, nameof(MaxSequences), "1 to 65536", MaxSequences);
+        Expect(MaxQueued >= 1, nameof(MaxQueued), "1 or more", MaxQueued);
+        Expect(MaxAdapterRank is >= 1 and <= 4096, nameof(MaxAdapterRank), "1 to 4096", MaxAdapterRank);
+        if (findings.Count > 0) throw new ArgumentException(string.Join("; ", findings) + ".");
+    }
 }

@@ -29,11 +29,44 @@ public sealed record GenerationRequest
     /// <summary>How tokens are chosen.</summary>
     public SamplingOptions Sampling { get; init; } = new();
 
-    /// <summary>At most this many tokens are generated, 1 or more; null: as many as fit the context.</summary>
+    /// <summary>At most this many tokens are generated, 1 or more; null: the model's own limit, or as many as fit the context.</summary>
     public int? MaxTokens { get; init; }
 
     /// <summary>Generation ends before the first of these texts; they are found across token borders and never shown in part.</summary>
     public IReadOnlyList<string> StopStrings { get; init; } = [];
+
+    /// <exception cref="TenantLoraException">Names every field that is out of range; its parameter is the first of them.</exception>
+    internal void Check(int vocabulary)
+    {
+        var findings = new List<(string Field, string Text)>();
+        void Expect(bool good, string field, string expected, object? found)
+        {
+            if (!good) findings.Add((field, $"'{field}' must be {expected}, not {found}."));
+        }
+        // Every range is written so that NaN fails it.
+        var s = Sampling;
+        Expect(Messages is null != Prompt is null, Messages is null ? "prompt" : "messages", "given, either it or the other", Messages is null ? "neither" : "both");
+        Expect(Messages is not { Count: 0 }, "messages", "at least one message", "an empty list");
+        foreach (var message in Messages ?? [])
+            Expect(message.Role is "system" or "user" or "assistant" or "tool", "messages", "of role system, user, assistant or tool", $"'{message.Role}'");
+        Expect(MaxTokens is null or >= 1, "max_tokens", "1 or more", MaxTokens);
+        Expect(s.Temperature is null or (>= 0 and <= 2), "temperature", "from 0 to 2", s.Temperature);
+        Expect(s.TopP is null or (> 0 and <= 1), "top_p", "above 0 and at most 1", s.TopP);
+        Expect(s.MinP is null or (>= 0 and < 1), "min_p", "from 0 to below 1", s.MinP);
+        Expect(s.TopK is null or >= -1, "top_k", "-1 or more", s.TopK);
+        Expect(s.RepetitionPenalty is null or (> 0 and <= 10), "repetition_penalty", "above 0 and at most 10", s.RepetitionPenalty);
+        Expect(s.FrequencyPenalty is null or (>= -2 and <= 2), "frequency_penalty", "from -2 to 2", s.FrequencyPenalty);
+        Expect(s.PresencePenalty is null or (>= -2 and <= 2), "presence_penalty", "from -2 to 2", s.PresencePenalty);
+        Expect(s.LogProbabilities is null or (>= 0 and <= 20), "top_logprobs", "from 0 to 20", s.LogProbabilities);
+        foreach (var (token, bias) in s.LogitBias ?? new Dictionary<int, float>())
+        {
+            Expect(token >= 0 && token < vocabulary, "logit_bias", $"keyed by token ids from 0 to {vocabulary - 1}", token);
+            Expect(bias is >= -100 and <= 100, "logit_bias", "from -100 to 100", bias);
+        }
+        Expect(StopStrings.All(t => !string.IsNullOrEmpty(t)), "stop", "texts that are not empty", "an empty one");
+        if (findings.Count > 0)
+            throw new TenantLoraException(ErrorCodes.InvalidRequest, string.Join(" ", findings.Select(f => f.Text).Distinct().Take(8))) { Parameter = findings[0].Field };
+    }
 }
 
 /// <summary>One turn of a conversation.</summary>

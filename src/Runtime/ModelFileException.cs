@@ -12,4 +12,10 @@ public sealed class ModelFileException(string file, string? field, string expect
 
     /// <summary>The field or tensor at fault.</summary>
     public string? Field { get; } = field;
+
+    /// <summary>What would have been right.</summary>
+    public string Expected { get; } = expected;
+
+    /// <summary>What was there.</summary>
+    public string Found { get; } = found;
 }

@@ -25,7 +25,7 @@ public sealed class TenantLoraException(string code, string message, Exception? 
         ErrorCodes.InvalidKey => 401,
         ErrorCodes.ModelNotFound => 404,
         ErrorCodes.QueueFull => 429,
-        ErrorCodes.ShuttingDown => 503,
+        ErrorCodes.ShuttingDown or ErrorCodes.Unreachable => 503,
         _ => 500,
     };
 }
@@ -53,6 +53,9 @@ public static class ErrorCodes
 
     /// <summary>The host drains and takes nothing new.</summary>
     public const string ShuttingDown = "shutting_down";
+
+    /// <summary>A remote runtime could not be reached, or the connection broke before the answer was whole.</summary>
+    public const string Unreachable = "runtime_unreachable";
 
     /// <summary>The numbers of this sequence went bad (NaN or Infinity in its logits); its neighbours are unharmed.</summary>
     public const string NotANumber = "adapter_values_invalid";

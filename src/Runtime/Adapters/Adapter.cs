@@ -1,0 +1,14 @@
+using TenantLora.Runtime.Backends;
+using TenantLora.Runtime.Models;
+
+namespace TenantLora.Runtime.Adapters;
+
+/// <summary>A checked adapter in host memory, in compact form. Immutable; its file may go away once it is read.</summary>
+internal sealed class Adapter(AdapterInfo info, LoraModules modules, SafeTensors tensors) : IDisposable
+{
+    public AdapterInfo Info { get; } = info;
+    public LoraModules Modules { get; } = modules;
+
+    /// <summary>Frees the memory at once: only when no backend reads from it any more.</summary>
+    public void Dispose() => tensors.Dispose();
+}

@@ -1,0 +1,104 @@
+using System.Runtime.InteropServices;
+using TenantLora.Runtime.Backends;
+
+namespace TenantLora.Runtime.Models;
+
+/// <summary>Gives the named tensor, having checked that it is (rows, cols); a vector is (1, n).</summary>
+internal delegate HostTensor TensorSource(string name, int rows, int cols);
+
+/// <summary>One decoder layer. The linears that read the same input are stacked: qkv and gate-up.</summary>
+internal sealed record LayerWeights(
+    DeviceTensor InputNorm,
+    DeviceTensor Qkv,               // ((heads + 2·kvHeads)·headDim, hidden)
+    DeviceTensor? QkvBias,
+    HeadNorms? HeadNorms,
+    DeviceTensor Output,            // (hidden, heads·headDim)
+    DeviceTensor? OutputBias,
+    DeviceTensor PostNorm,
+    DeviceTensor GateUp,            // (2·intermediate, hidden)
+    DeviceTensor? GateUpBias,
+    DeviceTensor Down,              // (hidden, intermediate)
+    DeviceTensor? DownBias);
+
+/// <summary>The base model on a device, named as in Hugging Face's Llama, Mistral, Qwen2 and Qwen3 files.</summary>
+internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layers, DeviceTensor FinalNorm, DeviceTensor Head) : IDisposable
+{
+    public static ModelWeights Load(ModelConfig config, TensorSource source, IBackend backend)
+    {
+        var (hidden, inner) = (config.HiddenSize, config.IntermediateSize);
+        var (q, kv) = (config.Heads * config.HeadDim, config.KvHeads * config.HeadDim);
+
+        var embedding = backend.Upload(source("model.embed_tokens.weight", config.VocabSize, hidden));
+        var layers = new LayerWeights[config.Layers];
+        for (var i = 0; i < layers.Length; i++)
+        {
+            var prefix = $"model.layers.{i}.";
+            DeviceTensor Vector(string name, int length) => backend.Upload(source(prefix + name, 1, length));
+            DeviceTensor Matrix(params (string Name, int Rows, int Cols)[] parts) =>
+                backend.Upload([.. parts.Select(p => source($"{prefix}{p.Name}.weight", p.Rows, p.Cols))]);
+            DeviceTensor Bias(params (string Name, int Rows)[] parts) =>
+                backend.Upload(Join([.. parts.Select(p => source($"{prefix}{p.Name}.bias", 1, p.Rows))]));
+
+            layers[i] = new LayerWeights(
+                InputNorm: Vector("input_layernorm.weight", hidden),
+                Qkv: Matrix(("self_attn.q_proj", q, hidden), ("self_attn.k_proj", kv, hidden), ("self_attn.v_proj", kv, hidden)),
+                QkvBias: config.AttentionBias ? Bias(("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)) : null,
+                HeadNorms: config.HeadNorms
+                    ? new HeadNorms(Vector("self_attn.q_norm.weight", config.HeadDim), Vector("self_attn.k_norm.weight", config.HeadDim), config.NormEpsilon)
+                    : null,
+                Output: Matrix(("self_attn.o_proj", hidden, q)),
+                OutputBias: config.OutputBias ? Bias(("self_attn.o_proj", hidden)) : null,
+                PostNorm: Vector("post_attention_layernorm.weight", hidden),
+                GateUp: Matrix(("mlp.gate_proj", inner, hidden), ("mlp.up_proj", inner, hidden)),
+                GateUpBias: config.MlpBias ? Bias(("mlp.gate_proj", inner), ("mlp.up_proj", inner)) : null,
+                Down: Matrix(("mlp.down_proj", hidden, inner)),
+                DownBias: config.MlpBias ? Bias(("mlp.down_proj", hidden)) : null);
+        }
+        return new ModelWeights(
+            embedding,
+            layers,
+            FinalNorm: backend.Upload(source("model.norm.weight", 1, hidden)),
+            Head: config.TieEmbeddings ? embedding : backend.Upload(source("lm_head.weight", config.VocabSize, hidden)));
+    }
+
+    /// <summary>Vectors after one another: a stacked linear's bias is one vector, where weights stack as rows.</summary>
+    private static unsafe HostTensor Join(HostTensor[] parts)
+    {
+        if (parts.Length == 1) return parts[0];
+        var type = parts[0].Type;
+        if (parts.FirstOrDefault(p => p.Type != type) is { } odd)
+            throw new ModelFileException("model.safetensors", odd.Name, $"{type} as in {parts[0].Name}", odd.Type.ToString());
+        var length = parts.Sum(p => p.Cols);
+        var memory = new NativeBuffer(length * type.Size());
+        var at = memory.Data;
+        foreach (var part in parts)
+        {
+            Buffer.MemoryCopy(part.Data, at, part.Bytes, part.Bytes);
+            at += part.Bytes;
+        }
+        return new HostTensor(parts[0].Name, type, 1, length, memory.Data, memory);
+    }
+
+    public void Dispose()
+    {
+        foreach (var tensor in Layers.SelectMany(l => new[] { l.InputNorm, l.Qkv, l.QkvBias, l.HeadNorms?.Query, l.HeadNorms?.Key, l.Output, l.OutputBias, l.PostNorm, l.GateUp, l.GateUpBias, l.Down, l.DownBias }))
+            tensor?.Dispose();
+        Embedding.Dispose();
+        FinalNorm.Dispose();
+        if (Head != Embedding) Head.Dispose();
+    }
+}
+
+/// <summary>Native memory that lives as long as whoever refers to it.</summary>
+internal sealed unsafe class NativeBuffer(long bytes) : SafeHandle((nint)NativeMemory.AlignedAlloc((nuint)bytes, 64), ownsHandle: true)
+{
+    public byte* Data => (byte*)handle;
+
+    public override bool IsInvalid => handle == 0;
+
+    protected override bool ReleaseHandle()
+    {
+        NativeMemory.AlignedFree((void*)handle);
+        return true;
+    }
+}

@@ -1,0 +1,189 @@
+using System.Diagnostics;
+
+namespace TenantLora.Runtime.Scheduling;
+
+/// <summary>Rows of one sequence in a step: positions First … First + Rows − 1.</summary>
+/// <param name="Sample">Whether the last of them is the sequence's newest token, so that the next one is drawn from its logits.</param>
+internal readonly record struct Slice(Sequence Sequence, int First, int Rows, bool Sample);
+
+/// <summary>Who runs in one step. Rows with one adapter are neighbours.</summary>
+internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence> Dropped)
+{
+    public int Rows => Slices.Sum(s => s.Rows);
+}
+
+/// <summary>
+/// Who runs next: continuous batching over a <see cref="BlockPool"/>. Pure bookkeeping, no device and no clock; the engine thread alone
+/// uses it.
+/// <list type="number">
+/// <item>Every running sequence that has read its prompt decodes one row. If it needs a block and none is free, the sequence admitted
+/// last gives its blocks up and waits, first in line, to be computed again; its answer so far is kept.</item>
+/// <item>What is left of the step's rows reads prompts, oldest first, in chunks.</item>
+/// <item>What then is left admits: of the tenants that wait, the one served least (virtual token counters, S-LoRA's VTC, OSDI 2024),
+/// when the pool holds its whole prompt and a block more for everyone who runs. The first admitted always runs on: nobody starves.</item>
+/// </list>
+/// </summary>
+internal sealed class Scheduler(BlockPool pool, int stepRows, int maxRunning)
+{
+    /// <summary>A generated token costs a step of its own, a prompt token a share of one.</summary>
+    private const double PromptWeight = 1, AnswerWeight = 2;
+
+    private readonly List<Sequence> running = [];                        // in order of admission
+    private readonly LinkedList<Sequence> preempted = [];                // in order of admission, before all others
+    private readonly Dictionary<string, Tenant> tenants = new(StringComparer.Ordinal);
+
+    public int Running => running.Count;
+
+    public int Waiting => preempted.Count + tenants.Values.Sum(t => t.Waiting.Count);
+
+    public bool HasWork => running.Count > 0 || preempted.Count > 0 || tenants.Values.Any(t => t.Waiting.Count > 0);
+
+    public long Preemptions { get; private set; }
+
+    public void Add(Sequence sequence)
+    {
+        Debug.Assert(pool.BlocksFor(sequence.Tokens.Count + 1) <= pool.Total, "Refused at the door.");
+        var tenant = Enter(sequence.Tenant);
+        tenant.Active++;
+        tenant.Waiting.AddLast(sequence);
+    }
+
+    /// <summary>The next step; its slices are empty when everyone was cancelled.</summary>
+    public Step Next()
+    {
+        var dropped = DropCancelled();
+        var slices = new List<Slice>();
+        var rows = stepRows;
+
+        for (var i = 0; i < running.Count && rows > 0; i++)
+        {
+            var sequence = running[i];
+            if (sequence.Computed < sequence.Tokens.Count - 1) continue;                // still reading
+            while (!pool.TryExtend(sequence.Blocks, pool.BlocksFor(sequence.Tokens.Count)))
+            {
+                var last = running[^1];
+                Preempt(last);
+                if (last == sequence) break;
+            }
+            if (sequence.State != SequenceState.Running) break;                         // it was the last one itself
+            slices.Add(new Slice(sequence, sequence.Computed, 1, true));
+            rows--;
+        }
+
+        foreach (var sequence in running)
+        {
+            if (rows == 0) break;
+            if (sequence.Computed < sequence.Tokens.Count - 1) rows -= Read(sequence, rows, slices);
+        }
+
+        while (rows > 0 && running.Count < maxRunning && Candidate() is { } candidate && Admit(candidate))
+            rows -= Read(candidate, rows, slices);
+
+        return new Step([.. slices.OrderBy(s => s.Sequence.Adapter, StringComparer.Ordinal)], dropped);   // base rows (null) first
+    }
+
+    /// <summary>
+    /// Takes in what the step computed. <paramref name="tokens"/> has one entry for each slice that samples, in their order. Returns the
+    /// sequences that ended; they hold nothing any more.
+    /// </summary>
+    public IReadOnlyList<Sequence> Complete(Step step, ReadOnlySpan<int> tokens)
+    {
+        var finished = new List<Sequence>();
+        var next = 0;
+        foreach (var slice in step.Slices)
+        {
+            var sequence = slice.Sequence;
+            var token = slice.Sample ? tokens[next++] : 0;
+            if (sequence.State == SequenceState.Finished) continue;                     // failed in this step
+            sequence.Computed += slice.Rows;
+            tenants[sequence.Tenant].Served += (slice.Rows * PromptWeight) + (slice.Sample ? AnswerWeight - PromptWeight : 0);
+            if (!slice.Sample) continue;
+            sequence.Tokens.Add(token);
+            if (sequence.Finish is null) continue;
+            Drop(sequence);
+            finished.Add(sequence);
+        }
+        return finished;
+    }
+
+    /// <summary>Ends a sequence that failed, or all that are left when the engine stops.</summary>
+    public void Drop(Sequence sequence)
+    {
+        if (sequence.State == SequenceState.Finished) return;
+        pool.Return(sequence.Blocks);
+        if (!running.Remove(sequence) && !preempted.Remove(sequence)) tenants[sequence.Tenant].Waiting.Remove(sequence);
+        sequence.State = SequenceState.Finished;
+        if (--tenants[sequence.Tenant].Active == 0) Forget();
+    }
+
+    /// <summary>Everyone still here.</summary>
+    public IReadOnlyList<Sequence> All => [.. running, .. preempted, .. tenants.Values.SelectMany(t => t.Waiting)];
+
+    private List<Sequence> DropCancelled()
+    {
+        List<Sequence> cancelled = [.. All.Where(s => s.Cancelled)];
+        cancelled.ForEach(Drop);
+        return cancelled;
+    }
+
+    private static int Read(Sequence sequence, int rows, List<Slice> slices)
+    {
+        var left = sequence.Tokens.Count - sequence.Computed;
+        var take = Math.Min(left, rows);
+        slices.Add(new Slice(sequence, sequence.Computed, take, take == left));
+        return take;
+    }
+
+    private Sequence? Candidate() =>
+        preempted.First?.Value
+        ?? tenants.Values.Where(t => t.Waiting.Count > 0).MinBy(t => t.Served)?.Waiting.First!.Value;
+
+    private bool Admit(Sequence sequence)
+    {
+        var blocks = pool.BlocksFor(sequence.Tokens.Count);
+        if (running.Count > 0 && pool.Free - blocks < running.Count) return false;
+        if (!pool.TryExtend(sequence.Blocks, blocks)) return false;
+        if (!preempted.Remove(sequence)) tenants[sequence.Tenant].Waiting.RemoveFirst();
+        sequence.State = SequenceState.Running;
+        running.Add(sequence);
+        return true;
+    }
+
+    private void Preempt(Sequence sequence)
+    {
+        pool.Return(sequence.Blocks);
+        sequence.Computed = 0;
+        sequence.State = SequenceState.Waiting;
+        running.Remove(sequence);
+        preempted.AddFirst(sequence);
+        Preemptions++;
+    }
+
+    /// <summary>A tenant that comes back is level with the least served of those active, at best: idling earns no credit, leaving clears no debt.</summary>
+    private Tenant Enter(string name)
+    {
+        if (!tenants.TryGetValue(name, out var tenant)) tenants.Add(name, tenant = new Tenant());
+        if (tenant.Active == 0 && LeastServed() is { } least) tenant.Served = Math.Max(tenant.Served, least);
+        return tenant;
+    }
+
+    private double? LeastServed() => tenants.Values.Where(t => t.Active > 0).Min(t => (double?)t.Served);
+
+    /// <summary>Tenants that are gone and owe nothing are not remembered.</summary>
+    private void Forget()
+    {
+        var least = LeastServed();
+        foreach (var (name, tenant) in tenants)
+            if (tenant.Active == 0 && (least is null || tenant.Served <= least)) tenants.Remove(name);
+    }
+
+    private sealed class Tenant
+    {
+        public double Served { get; set; }
+
+        /// <summary>Its sequences that wait, run or were preempted.</summary>
+        public int Active { get; set; }
+
+        public LinkedList<Sequence> Waiting { get; } = [];
+    }
+}

@@ -1,0 +1,97 @@
+using TenantLora.Runtime.Adapters;
+using TenantLora.Runtime.Backends;
+using TenantLora.Runtime.Backends.Cpu;
+using TenantLora.Runtime.Models;
+
+namespace TenantLora.Bench;
+
+/// <summary>A model on a backend without an engine around it: whole batches in, logits out.</summary>
+internal sealed class LoadedModel : IDisposable
+{
+    private const int BlockSize = 16;
+    private readonly ModelWeights weights;
+    private readonly KvCache cache;
+    private readonly Transformer transformer;
+
+    public LoadedModel(ModelConfig config, TensorSource source, int cacheTokens, string device = "auto")
+    {
+        if (device is not ("auto" or "cpu")) throw new ArgumentException($"--device: expected auto or cpu, found {device}.");
+        Config = config;
+        Backend = new CpuBackend(0);
+        weights = ModelWeights.Load(config, source, Backend);
+        cache = Backend.CreateKvCache((cacheTokens + BlockSize - 1) / BlockSize, BlockSize, config.ToAttentionShape());
+        transformer = new Transformer(config, weights, Backend, cache);
+    }
+
+    public ModelConfig Config { get; }
+
+    public IBackend Backend { get; }
+
+    /// <summary>Logits (positions, vocabulary) of one sequence read in chunks of <paramref name="chunk"/> tokens.</summary>
+    public float[][] Logits(int[] ids, DeviceAdapter? adapter, int chunk = 256)
+    {
+        var all = new List<float[]>();
+        int[] blocks = [.. Enumerable.Range(0, (ids.Length + BlockSize - 1) / BlockSize)];
+        for (var first = 0; first < ids.Length; first += chunk)
+        {
+            var rows = Math.Min(chunk, ids.Length - first);
+            int[] positions = [.. Enumerable.Range(first, rows)];
+            var logits = Forward(new Batch
+            {
+                Tokens = ids[first..(first + rows)],
+                Positions = positions,
+                Slots = positions,
+                Spans = [new BatchSpan(0, rows, first + rows, blocks)],
+                Segments = [new AdapterSegment(0, rows, adapter)],
+                LogitRows = [.. Enumerable.Range(0, rows)],
+            });
+            all.AddRange(logits.Chunk(Config.VocabSize));
+        }
+        return [.. all];
+    }
+
+    /// <summary>One decode step: row r is its own sequence at position <paramref name="context"/> − 1, with blocks and an adapter of its own.</summary>
+    public float[] Step(int context, int[] tokens, DeviceAdapter?[] adapters)
+    {
+        var rows = tokens.Length;
+        var perSequence = (context + BlockSize - 1) / BlockSize;
+        var spans = new BatchSpan[rows];
+        var segments = new List<AdapterSegment>();
+        for (var r = 0; r < rows; r++)
+        {
+            spans[r] = new BatchSpan(r, 1, context, [.. Enumerable.Range(r * perSequence, perSequence)]);
+            if (segments.Count > 0 && segments[^1].Adapter == adapters[r]) segments[^1] = segments[^1] with { Rows = segments[^1].Rows + 1 };
+            else segments.Add(new AdapterSegment(r, 1, adapters[r]));
+        }
+        return Forward(new Batch
+        {
+            Tokens = tokens,
+            Positions = [.. Enumerable.Repeat(context - 1, rows)],
+            Slots = [.. spans.Select(s => (s.Blocks[(context - 1) / BlockSize] * BlockSize) + ((context - 1) % BlockSize))],
+            Spans = spans,
+            Segments = [.. segments],
+            LogitRows = [.. Enumerable.Range(0, rows)],
+        });
+    }
+
+    public static DeviceAdapter LoadAdapter(string directory, ModelConfig config, IBackend backend)
+    {
+        var (report, adapter) = AdapterFile.Read(directory, config, maxRank: 4096);
+        return backend.LoadAdapter((adapter ?? throw new Runtime.AdapterRefusedException(directory, report)).Modules);
+    }
+
+    public void Dispose()
+    {
+        cache.Dispose();
+        weights.Dispose();
+        Backend.Dispose();
+    }
+
+    private float[] Forward(Batch batch)
+    {
+        var device = transformer.Forward(batch)!;
+        var host = new float[device.Rows * device.Cols];
+        Backend.Download(device, host);
+        return host;
+    }
+}

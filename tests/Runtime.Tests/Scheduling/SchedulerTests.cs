@@ -1,0 +1,205 @@
+using System.Collections.Frozen;
+using TenantLora.Runtime.Scheduling;
+
+namespace TenantLora.Runtime.Tests.Scheduling;
+
+public class SchedulerTests
+{
+    private static readonly FrozenSet<int> NoEnd = FrozenSet<int>.Empty;
+
+    private static Sequence New(string tenant, int prompt, int answer, string? adapter = null) =>
+        new(tenant, adapter, [.. Enumerable.Range(1, prompt)], answer, NoEnd);
+
+    private static IReadOnlyList<Sequence> Turn(Scheduler scheduler, out Step step)
+    {
+        step = scheduler.Next();
+        return scheduler.Complete(step, Enumerable.Repeat(7, step.Slices.Count(s => s.Sample)).ToArray());
+    }
+
+    private static void RunDry(Scheduler scheduler, int limit = 100_000)
+    {
+        for (var i = 0; scheduler.HasWork; i++)
+        {
+            Assert.True(i < limit, "The scheduler makes no progress.");
+            Turn(scheduler, out _);
+        }
+    }
+
+    [Fact]
+    public void A_prompt_is_read_in_chunks_and_the_last_chunk_samples()
+    {
+        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 10, maxRunning: 8);
+        var sequence = New("a", 25, 3);
+        scheduler.Add(sequence);
+
+        Turn(scheduler, out var first);
+        Turn(scheduler, out var second);
+        Turn(scheduler, out var third);
+        Turn(scheduler, out var decode);
+
+        Assert.Equal(new Slice(sequence, 0, 10, false), Assert.Single(first.Slices));
+        Assert.Equal(new Slice(sequence, 10, 10, false), Assert.Single(second.Slices));
+        Assert.Equal(new Slice(sequence, 20, 5, true), Assert.Single(third.Slices));
+        Assert.Equal(new Slice(sequence, 25, 1, true), Assert.Single(decode.Slices));
+    }
+
+    [Fact]
+    public void Decoding_rows_go_before_prompts_and_share_the_step()
+    {
+        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 8, maxRunning: 8);
+        var (early, late) = (New("a", 4, 10), New("b", 40, 10));
+        scheduler.Add(early);
+        Turn(scheduler, out _);
+        scheduler.Add(late);
+
+        Turn(scheduler, out var step);
+
+        Assert.Equal([new Slice(early, 4, 1, true), new Slice(late, 0, 7, false)], step.Slices);
+    }
+
+    [Fact]
+    public void Rows_with_one_adapter_are_neighbours_and_base_rows_come_first()
+    {
+        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 100, maxRunning: 100);
+        foreach (var adapter in new[] { "b", null, "a", "b", null, "a" }) scheduler.Add(New("t", 3, 3, adapter));
+
+        Turn(scheduler, out var step);
+
+        Assert.Equal([null, null, "a", "a", "b", "b"], step.Slices.Select(s => s.Sequence.Adapter));
+    }
+
+    [Fact]
+    public void When_blocks_run_out_the_last_admitted_waits_and_loses_no_token()
+    {
+        var pool = new BlockPool(4, 4);
+        var scheduler = new Scheduler(pool, stepRows: 64, maxRunning: 8);
+        var (first, second) = (New("a", 6, 9), New("a", 3, 9));
+        scheduler.Add(first);
+        scheduler.Add(second);
+
+        RunDry(scheduler);
+
+        Assert.True(scheduler.Preemptions > 0);
+        Assert.Equal((9, 9), (first.Generated, second.Generated));
+        Assert.Equal(pool.Total, pool.Free);
+    }
+
+    [Fact]
+    public void A_cancelled_sequence_holds_nothing_after_the_next_step()
+    {
+        var pool = new BlockPool(16, 4);
+        var scheduler = new Scheduler(pool, stepRows: 64, maxRunning: 1);
+        var (running, waiting) = (New("a", 6, 90), New("a", 6, 9));
+        scheduler.Add(running);
+        scheduler.Add(waiting);
+        Turn(scheduler, out _);
+
+        running.Cancel();
+        waiting.Cancel();
+        var step = scheduler.Next();
+
+        Assert.Empty(step.Slices);
+        Assert.Equal([running, waiting], step.Dropped);
+        Assert.Equal(pool.Total, pool.Free);
+        Assert.False(scheduler.HasWork);
+    }
+
+    /// <summary>Two tenants with equal requests, one with ten times as many: each gets its half of the steps while both wait.</summary>
+    [Fact]
+    public void A_tenant_that_floods_waits_for_itself()
+    {
+        var scheduler = new Scheduler(new BlockPool(64, 16), stepRows: 32, maxRunning: 4);
+        var flood = Enumerable.Range(0, 400).Select(_ => New("flood", 16, 16)).ToList();
+        flood.ForEach(scheduler.Add);
+        for (var i = 0; i < 50; i++) Turn(scheduler, out _);
+        var quiet = Enumerable.Range(0, 40).Select(_ => New("quiet", 16, 16)).ToList();
+        quiet.ForEach(scheduler.Add);
+
+        var before = flood.Count(s => s.State == SequenceState.Finished);
+        while (quiet.Any(s => s.State != SequenceState.Finished)) Turn(scheduler, out _);
+        var meanwhile = flood.Count(s => s.State == SequenceState.Finished) - before;
+
+        Assert.InRange(meanwhile, 32, 48);          // 40 of the quiet one's
+    }
+
+    [Fact]
+    public void Leaving_and_coming_back_clears_no_debt()
+    {
+        var scheduler = new Scheduler(new BlockPool(64, 16), stepRows: 64, maxRunning: 1);
+        scheduler.Add(New("greedy", 16, 200));
+        while (scheduler.HasWork && scheduler.Running + scheduler.Waiting > 0)
+        {
+            Turn(scheduler, out _);
+            if (scheduler.Waiting == 0 && scheduler.Running == 1) scheduler.Add(New("modest", 1, 1));
+            if (scheduler.All.All(s => s.Tenant != "greedy")) break;
+        }
+        var (again, modest) = (New("greedy", 1, 1), New("modest", 1, 1));
+        scheduler.Add(again);
+        scheduler.Add(modest);
+
+        while (modest.State != SequenceState.Finished && again.State != SequenceState.Finished) Turn(scheduler, out _);
+
+        Assert.Equal(SequenceState.Finished, modest.State);
+    }
+
+    /// <summary>Random arrivals, lengths, adapters and cancellations over small pools: what must hold after every step.</summary>
+    [Theory]
+    [MemberData(nameof(Traces))]
+    public void Invariants_hold_on_random_traces(int seed, int blocks, int blockSize, int stepRows, int maxRunning)
+    {
+        var random = new Random(seed);
+        var pool = new BlockPool(blocks, blockSize);
+        var scheduler = new Scheduler(pool, stepRows, maxRunning);
+        var all = new List<Sequence>();
+        var lastRun = new Dictionary<Sequence, int>();
+
+        for (var turn = 0; turn < 400 || scheduler.HasWork; turn++)
+        {
+            Assert.True(turn < 50_000, "Somebody starves.");
+            if (turn < 400 && random.Next(3) == 0)
+            {
+                var most = (blocks * blockSize) - 1;
+                var prompt = random.Next(1, Math.Max(2, most / 2));
+                var sequence = New($"t{random.Next(4)}", prompt, random.Next(1, most - prompt + 1), random.Next(3) == 0 ? null : $"a{random.Next(3)}");
+                all.Add(sequence);
+                scheduler.Add(sequence);
+            }
+            if (random.Next(20) == 0 && all.Count > 0) all[random.Next(all.Count)].Cancel();
+
+            var step = scheduler.Next();
+
+            Assert.True(step.Rows <= stepRows);
+            Assert.True(scheduler.Running <= maxRunning);
+            Assert.Equal(step.Slices.Count, step.Slices.Select(s => s.Sequence).Distinct().Count());
+            Assert.All(step.Dropped, s => Assert.True(s.Cancelled && s.Blocks.Count == 0));
+            foreach (var slice in step.Slices)
+            {
+                Assert.Equal(slice.Sequence.Computed, slice.First);
+                Assert.Equal(slice.First + slice.Rows == slice.Sequence.Tokens.Count, slice.Sample);
+                Assert.True(slice.Sequence.Blocks.Count * blockSize >= slice.First + slice.Rows);
+                lastRun[slice.Sequence] = turn;
+            }
+            var owned = all.SelectMany(s => s.Blocks.Blocks.Take(s.Blocks.Count)).ToList();
+            Assert.Equal(owned.Count, owned.Distinct().Count());
+            Assert.Equal(pool.Total, pool.Free + owned.Count);
+            if (scheduler.HasWork) Assert.NotEmpty(step.Slices);
+
+            scheduler.Complete(step, Enumerable.Repeat(7, step.Slices.Count(s => s.Sample)).ToArray());
+        }
+
+        Assert.Equal(pool.Total, pool.Free);
+        Assert.All(all, s => Assert.Equal(SequenceState.Finished, s.State));
+        Assert.All(all.Where(s => !s.Cancelled), s => Assert.NotNull(s.Finish));
+    }
+
+    public static TheoryData<int, int, int, int, int> Traces()
+    {
+        var data = new TheoryData<int, int, int, int, int>();
+        for (var seed = 0; seed < 60; seed++)
+        {
+            var random = new Random(seed * 7919);
+            data.Add(seed, random.Next(2, 40), random.Next(1, 9), random.Next(1, 40), random.Next(1, 12));
+        }
+        return data;
+    }
+}
