@@ -1,1 +1,1 @@
-System.Console.WriteLine("bench");
+return args is ["cpu-kernels", .. var rest] ? TenantLora.Bench.CpuKernels.Run(rest) : 2;
