@@ -33,7 +33,7 @@ internal sealed unsafe class Kernels<V>(Workers workers) : Kernels where V : str
 {
     private readonly Arena room = new(); // what a verb's items need, until the next verb
 
-    public override CpuAdapter LoadAdapter(LoraModules modules) => new(modules, LoraJob<V>.TileOutputs);
+    public override CpuAdapter LoadAdapter(LoraModules modules) => new(modules, LoraJob<V>.TileOutputs, V.Count);
 
     public override void RmsNorm(CpuActivations x, float* weight, float epsilon, CpuActivations y)
     {
