@@ -174,8 +174,8 @@ public sealed partial class Engine : IRuntime
             }
             if (!text.Stopped)
             {
-                reason = generation.Finish!.Value;
                 if (text.Finish() is { Length: > 0 } rest) yield return new TextDelta(rest);
+                reason = text.Stopped ? FinishReason.Stop : generation.Finish!.Value;           // what was held may hold a stop string
             }
             yield return new GenerationDone(reason, new GenerationUsage(generation.PromptLength, completion), generation.Timings)
             {
