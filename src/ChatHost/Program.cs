@@ -56,7 +56,7 @@ internal static class Program
         if (urls is null && configuration["http_ports"] is null && configuration["https_ports"] is null && !configuration.GetSection("Kestrel:Endpoints").Exists())
             builder.WebHost.UseUrls(urls = DefaultUrl);
         // A page elsewhere can point its own name at 127.0.0.1 (DNS rebinding); the Host header gives it away.
-        if (configuration["AllowedHosts"] is null && urls?.Split(';').All(url => new Uri(url).IsLoopback) == true)
+        if (configuration["AllowedHosts"] is null && urls?.Split(';').All(url => BindingAddress.Parse(url).Host is "localhost" or "127.0.0.1" or "[::1]") == true)
             configuration["AllowedHosts"] = "localhost;127.0.0.1;[::1]";
         // The hub's token is in its query, so no setting may bring request lines into the log. Kestrel and the host would only repeat
         // with a stack what is logged or printed here.

@@ -17,6 +17,17 @@ public sealed class SiteTests
     }
 
     [Fact]
+    public async Task Other_names_are_answered_when_it_listens_for_all()
+    {
+        await using var host = await TestHost.StartAsync(new FakeRuntime(), "--urls=http://*:0");
+        using var client = new HttpClient();
+        using var request = new HttpRequestMessage(HttpMethod.Get, $"http://127.0.0.1:{host.Url.Port}/health/live");
+        request.Headers.Host = "chat.example";
+        using var response = await client.SendAsync(request);
+        Assert.True(response.IsSuccessStatusCode);
+    }
+
+    [Fact]
     public async Task The_api_describes_itself()
     {
         await using var host = await TestHost.StartAsync(new FakeRuntime());
