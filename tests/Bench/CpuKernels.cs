@@ -26,41 +26,43 @@ internal static unsafe class CpuKernels
         var peak = MultiplyAddPeak(threads);
         Console.WriteLine($"{backend.Name}: reads {bandwidth / 1e9:F1} GB/s, multiplies and adds {peak / 1e9:F0} GFLOP/s");
 
+        using (var workers = new Workers(threads > 0 ? threads : Environment.ProcessorCount))
+            Console.WriteLine($"an empty region of two items: {Best(() => { for (var i = 0; i < 1000; i++) workers.Run(2, default(NoJob)); }, 0.1) * 1e3:F2} µs");
+
         var layers = new LayerWeights[Layers];
         for (var i = 0; i < Layers; i++) layers[i] = new LayerWeights(backend);
-        Linears(backend, layers, bandwidth, peak);
-        Loras(backend, layers);
+        var linears = Linears(backend, layers, bandwidth, peak);
+        Loras(backend, linears);
         Attentions(backend, bandwidth);
         return 0;
     }
 
-    private static void Linears(CpuBackend backend, LayerWeights[] layers, double bandwidth, double peak)
+    /// <summary>Prints, and returns for each row count the seconds of a layer's linears and its share of the output head.</summary>
+    private static Dictionary<int, double> Linears(CpuBackend backend, LayerWeights[] layers, double bandwidth, double peak)
     {
-        Console.WriteLine($"{"linears of a layer",-24}{"ms",8}{"GB/s",8}{"share",7}{"GFLOP/s",9}{"share",7}{"tokens/s of the model",24}");
+        Console.WriteLine($"{"linears of a layer",-44}{"ms",10}{"GB/s",8}{"share",7}{"GFLOP/s",9}{"share",7}{"model, tokens/s",17}");
+        var results = new Dictionary<int, double>();
         foreach (var rows in RowCounts)
         {
-            var seconds = SecondsOfALayer(backend, layers, rows, []);
-            var (bytes, flops) = (LayerWeights.Bytes / seconds, 2.0 * rows * LayerWeights.Bytes / 2 / seconds);
-            var head = (double)Vocabulary * Hidden * 2 / LayerWeights.Bytes * seconds; // at the same speed
-            Console.WriteLine($"{rows + " rows",-24}{seconds * 1e3,8:F2}{bytes / 1e9,8:F1}{bytes / bandwidth,7:P0}{flops / 1e9,9:F0}{flops / peak,7:P0}{rows / ((ModelLayers * seconds) + head),24:F1}");
+            var seconds = LinearSeconds(backend, layers, rows);
+            var (bytes, flops) = (LayerWeights.Bytes / seconds, rows * LayerWeights.Bytes / seconds); // 2 bytes and 2 operations a weight
+            results[rows] = seconds * (1 + ((double)Vocabulary * Hidden * 2 / LayerWeights.Bytes / ModelLayers));
+            Console.WriteLine($"{rows + " rows",-44}{seconds * 1e3,10:F2}{bytes / 1e9,8:F1}{bytes / bandwidth,7:P0}{flops / 1e9,9:F0}{flops / peak,7:P0}{rows / (ModelLayers * results[rows]),17:F1}");
         }
+        return results;
     }
 
-    private static void Loras(CpuBackend backend, LayerWeights[] layers)
+    private static void Loras(CpuBackend backend, Dictionary<int, double> linears)
     {
-        Console.WriteLine($"{"adapters, bf16",-44}{"layer ms",10}{"with base ms",14}{"speed of base alone",21}");
+        Console.WriteLine($"{"adapters on all seven linears of a layer",-44}{"ms",10}{"MB each",9}{"speed of base alone",21}");
         foreach (var (name, u, chunks) in new[] { ("PRoLoRA r16 u2 m4 n4", 2, 4), ("LoRA r16", 0, 1) })
         {
             var adapters = Enumerable.Range(0, 16).Select(_ => Adapter(backend, 16, u, chunks)).ToArray();
             foreach (var (rows, distinct) in new[] { (1, 1), (16, 1), (16, 16), (256, 1) })
             {
                 var segments = Enumerable.Range(0, distinct).Select(i => new AdapterSegment(i * rows / distinct, rows / distinct, adapters[i])).ToArray();
-                var alone = SecondsOfALayer(backend, layers, rows, []);
-                var together = SecondsOfALayer(backend, layers, rows, segments);
-                var lora = SecondsOfALayer(backend, null, rows, segments);
-                // The last linear of a model has no adapter.
-                var head = (double)Vocabulary * Hidden * 2 / LayerWeights.Bytes * alone / ModelLayers;
-                Console.WriteLine($"{$"{name}, {rows} rows, {distinct} distinct",-44}{lora * 1e3,10:F3}{together * 1e3,14:F2}{(alone + head) / (together + head),21:P1}");
+                var seconds = LoraSeconds(backend, rows, segments);
+                Console.WriteLine($"{$"{name}, {rows} rows, {distinct} distinct",-44}{seconds * 1e3,10:F3}{adapters[0].Bytes / 1e6,9:F1}{linears[rows] / (linears[rows] + seconds),21:P1}");
             }
             foreach (var adapter in adapters) adapter.Dispose();
         }
@@ -79,7 +81,7 @@ internal static unsafe class CpuKernels
             Begin(backend, sequences * rows, spans, []);
             var qkv = backend.Scratch(sequences * rows, (Heads + (2 * KvHeads)) * HeadDim);
             var y = backend.Scratch(sequences * rows, Heads * HeadDim);
-            new Random(1).NextBytes(new Span<byte>(((CpuActivations)qkv).Data, 1)); // contents do not matter; touched
+            new Span<float>(((CpuActivations)qkv).Data, qkv.Rows * qkv.Cols).Fill(0.01f);
             for (var l = 0; l < Layers; l++) backend.RopeAndStore(qkv, null, cache, l);
             var layer = 0;
             var seconds = Best(() => backend.Attend(qkv, cache, layer++ % Layers, y), 0.3);
@@ -89,27 +91,31 @@ internal static unsafe class CpuKernels
         }
     }
 
-    /// <summary>The four linears and adapter sites of a layer in turn over the layers given; no layers: the adapters only.</summary>
-    private static double SecondsOfALayer(CpuBackend backend, LayerWeights[]? layers, int rows, AdapterSegment[] segments)
+    private static double LinearSeconds(CpuBackend backend, LayerWeights[] layers, int rows)
+    {
+        Begin(backend, rows, [], []);
+        var layer = 0;
+        double Of(int inputs, int outputs, Func<LayerWeights, DeviceTensor> weight)
+        {
+            var (x, y) = (Filled(backend, rows, inputs), backend.Scratch(rows, outputs));
+            return Best(() => backend.Linear(x, weight(layers[layer++ % Layers]), null, y), 0.3);
+        }
+        return Of(Hidden, (Heads + (2 * KvHeads)) * HeadDim, l => l.Qkv) + Of(Hidden, Hidden, l => l.Output) + Of(Hidden, 2 * Inner, l => l.GateUp) + Of(Inner, Hidden, l => l.Down);
+    }
+
+    /// <summary>Goes round the layers, so that sixteen adapters come from memory; one may stay in the last cache.</summary>
+    private static double LoraSeconds(CpuBackend backend, int rows, AdapterSegment[] segments)
     {
         Begin(backend, rows, [], segments);
-        var hidden = Filled(backend, rows, Hidden);
-        var inner = Filled(backend, rows, Inner);
-        CpuActivations qkv = Filled(backend, rows, (Heads + (2 * KvHeads)) * HeadDim), o = Filled(backend, rows, Hidden), gateUp = Filled(backend, rows, 2 * Inner), down = Filled(backend, rows, Hidden);
         var layer = 0;
-        return Best(() =>
+        double Of(int inputs, int outputs, params (Projection, int)[] parts)
         {
-            var at = layer++ % ModelLayers;
-            var weights = layers?[at % Layers];
-            if (weights is not null) backend.Linear(hidden, weights.Qkv, null, qkv);
-            if (segments.Length > 0) backend.AddLora(hidden, new LoraSite(at, (Projection.Query, 0), (Projection.Key, Heads * HeadDim), (Projection.Value, (Heads + KvHeads) * HeadDim)), qkv);
-            if (weights is not null) backend.Linear(hidden, weights.Output, null, o);
-            if (segments.Length > 0) backend.AddLora(hidden, new LoraSite(at, (Projection.Output, 0)), o);
-            if (weights is not null) backend.Linear(hidden, weights.GateUp, null, gateUp);
-            if (segments.Length > 0) backend.AddLora(hidden, new LoraSite(at, (Projection.Gate, 0), (Projection.Up, Inner)), gateUp);
-            if (weights is not null) backend.Linear(inner, weights.Down, null, down);
-            if (segments.Length > 0) backend.AddLora(inner, new LoraSite(at, (Projection.Down, 0)), down);
-        }, layers is null ? 0.2 : 0.5);
+            var (x, y) = (Filled(backend, rows, inputs), Filled(backend, rows, outputs));
+            var sites = Enumerable.Range(0, ModelLayers).Select(l => new LoraSite(l, parts)).ToArray();
+            return Best(() => backend.AddLora(x, sites[layer++ % ModelLayers], y), 0.2);
+        }
+        return Of(Hidden, (Heads + (2 * KvHeads)) * HeadDim, (Projection.Query, 0), (Projection.Key, Heads * HeadDim), (Projection.Value, (Heads + KvHeads) * HeadDim))
+            + Of(Hidden, Hidden, (Projection.Output, 0)) + Of(Hidden, 2 * Inner, (Projection.Gate, 0), (Projection.Up, Inner)) + Of(Inner, Hidden, (Projection.Down, 0));
     }
 
     private static DeviceAdapter Adapter(CpuBackend backend, int rank, int u, int chunks)
@@ -206,13 +212,17 @@ internal static unsafe class CpuKernels
         }
     }
 
+    private readonly struct NoJob : IJob
+    {
+        public void Run(int item, int worker) { }
+    }
+
     private readonly struct MultiplyAddJob : IJob
     {
         private const int Turns = 100_000;
 
-        public static double Flops => 2.0 * 12 * Turns * Lanes;
+        public static double Flops => 2.0 * 12 * Turns * Kernels.LanesOfThisMachine;
 
-        private static int Lanes => Vector512.IsHardwareAccelerated ? 16 : Vector256.IsHardwareAccelerated ? 8 : 4;
 
         public void Run(int item, int worker)
         {

@@ -13,7 +13,8 @@ internal readonly record struct AttendTile(int[] Blocks, int FirstRow, int Rows,
 /// keys, then neighbouring rows) go over the cache together: scores of all positions first, then softmax, then the values, so a sum's
 /// order is that of the positions and knows nothing of prompt chunks or of where blocks lie.
 /// </summary>
-internal readonly unsafe struct AttendJob<V>(CpuActivations qkv, CpuKvCache cache, int layer, List<AttendTile> tiles, CpuActivations y, float* room, int maxBlocks) : IJob
+internal readonly unsafe struct AttendJob<V>(
+    CpuActivations qkv, CpuKvCache cache, int layer, List<AttendTile> tiles, CpuActivations y, float* room, int maxBlocks) : IJob
     where V : struct, ILanes<V>
 {
     private const int Queries = 4;
@@ -66,7 +67,8 @@ internal readonly unsafe struct AttendJob<V>(CpuActivations qkv, CpuKvCache cach
             var end = start + cache.BlockSize;
             var values = cache.Values(layer, tile.Blocks[b], kvHead);
             var at = (nint)b * cache.PositionStride;
-            if (from[Queries - 1] <= start && end <= to[0]) Mix(scores[0] + at, scores[1] + at, scores[2] + at, scores[3] + at, values, 0, cache.BlockSize, sums[0], sums[1], sums[2], sums[3]);
+            if (from[Queries - 1] <= start && end <= to[0])
+                Mix(scores[0] + at, scores[1] + at, scores[2] + at, scores[3] + at, values, 0, cache.BlockSize, sums[0], sums[1], sums[2], sums[3]);
             else
                 // At the edges each query has its own range: a weight of zero would still let a NaN beyond it through.
                 for (var i = 0; i < count; i++)
@@ -74,8 +76,10 @@ internal readonly unsafe struct AttendJob<V>(CpuActivations qkv, CpuKvCache cach
                         Math.Max(from[i] - start, 0), Math.Min(to[i] - start, cache.BlockSize), sums[i], sums[i], sums[i], sums[i]);
         }
         for (var i = 0; i < count; i++)
-            new ReadOnlySpan<float>(sums[i], shape.HeadDim).CopyTo(
-                new Span<float>(y.Row(tile.FirstRow + ((first + i) / group)) + (((kvHead * group) + ((first + i) % group)) * shape.HeadDim), shape.HeadDim));
+        {
+            var (row, head) = (tile.FirstRow + ((first + i) / group), (kvHead * group) + ((first + i) % group));
+            new ReadOnlySpan<float>(sums[i], shape.HeadDim).CopyTo(new Span<float>(y.Row(row) + (head * shape.HeadDim), shape.HeadDim));
+        }
     }
 
     /// <summary>scores[i, at + p] = q[i]·k[p] / sqrt(headDim) for the block's positions; what lies behind its last is not looked at.</summary>

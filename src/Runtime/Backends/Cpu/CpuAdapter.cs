@@ -15,7 +15,8 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
     public CpuAdapter(LoraModules source, int tileOutputs, int lanes)
     {
         modules = new CpuLora?[source.Layers * 7];
-        Bytes = source.All.Sum(m => Size(m.A) + Size(m.AVec) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, lanes) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, lanes));
+        Bytes = source.All.Sum(m => Size(m.A) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, lanes)
+            + Size(m.AVec) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, lanes));
         data = (byte*)NativeMemory.AlignedAlloc((nuint)Math.Max(Bytes, 1), Alignment);
         var free = data;
         for (var layer = 0; layer < source.Layers; layer++)
@@ -64,7 +65,8 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
         return new Factor(to, tensor.Type);
     }
 
-    private static Factor Tile(HostTensor? tensor, int outputs, int rank, int outputStride, int rankStride, int tileOutputs, int lanes, ref byte* free)
+    private static Factor Tile(
+        HostTensor? tensor, int outputs, int rank, int outputStride, int rankStride, int tileOutputs, int lanes, ref byte* free)
     {
         if (tensor is null) return default;
         var to = free;

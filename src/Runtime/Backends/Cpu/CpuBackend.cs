@@ -42,7 +42,8 @@ internal sealed unsafe class CpuBackend : IBackend
         loraTiles.Clear();
         foreach (var (firstRow, rows, adapter) in batch.Segments)
             if (adapter is CpuAdapter own)
-                for (var r = 0; r < rows; r += LoraTile.MostRows) loraTiles.Add(new LoraTile(own, firstRow + r, Math.Min(LoraTile.MostRows, rows - r)));
+                for (var r = 0; r < rows; r += LoraTile.MostRows)
+                    loraTiles.Add(new LoraTile(own, firstRow + r, Math.Min(LoraTile.MostRows, rows - r)));
         attendTiles.Clear();
         foreach (var (firstRow, rows, context, blocks) in batch.Spans)
             for (var r = 0; r < rows; r += AttendTile.MostRows)
@@ -81,8 +82,9 @@ internal sealed unsafe class CpuBackend : IBackend
         var shape = cache.Shape;
         Debug.Assert(qkv.Cols == (shape.Heads + (2 * shape.KvHeads)) * shape.HeadDim);
         foreach (var position in batch!.Positions) to.ReachPosition(position + 1);
-        var (query, key) = norms is null ? (0, 0) : ((nint)((CpuWeights)norms.Query).Vector(shape.HeadDim), (nint)((CpuWeights)norms.Key).Vector(shape.HeadDim));
-        kernels.RopeAndStore((CpuActivations)qkv, (float*)query, (float*)key, norms?.Epsilon ?? 0, to, layer, batch);
+        var query = norms is null ? null : ((CpuWeights)norms.Query).Vector(shape.HeadDim);
+        var key = norms is null ? null : ((CpuWeights)norms.Key).Vector(shape.HeadDim);
+        kernels.RopeAndStore((CpuActivations)qkv, query, key, norms?.Epsilon ?? 0, to, layer, batch);
     }
 
     public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)

@@ -66,13 +66,15 @@ internal readonly unsafe struct Lanes128(Vector128<float> v) : ILanes<Lanes128>
         return new((value | special | ((bits & Vector128.Create(0x8000u)) << 16)).AsSingle());
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] private static Vector128<uint> Widen(ushort* from) => Vector128.WidenLower(Vector64.Load(from).ToVector128Unsafe());
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector128<uint> Widen(ushort* from) => Vector128.WidenLower(Vector64.Load(from).ToVector128Unsafe());
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public void Store(float* to) => v.Store(to);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 operator +(Lanes128 a, Lanes128 b) => new(a.v + b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 operator -(Lanes128 a, Lanes128 b) => new(a.v - b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 operator *(Lanes128 a, Lanes128 b) => new(a.v * b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 operator /(Lanes128 a, Lanes128 b) => new(a.v / b.v);
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 MultiplyAdd(Lanes128 a, Lanes128 b, Lanes128 c) => new(Vector128.MultiplyAddEstimate(a.v, b.v, c.v));
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes128 MultiplyAdd(Lanes128 a, Lanes128 b, Lanes128 c) => new(Vector128.MultiplyAddEstimate(a.v, b.v, c.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 Max(Lanes128 a, Lanes128 b) => new(Vector128.Max(a.v, b.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes128 Exp(Lanes128 a) => new(Vector128.Exp(a.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static float Sum(Lanes128 a) => Vector128.Sum(a.v);
@@ -104,13 +106,15 @@ internal readonly unsafe struct Lanes256(Vector256<float> v) : ILanes<Lanes256>
         return new((value | special | ((bits & Vector256.Create(0x8000u)) << 16)).AsSingle());
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] private static Vector256<uint> Widen(ushort* from) => Vector256.WidenLower(Vector128.Load(from).ToVector256Unsafe());
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector256<uint> Widen(ushort* from) => Vector256.WidenLower(Vector128.Load(from).ToVector256Unsafe());
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public void Store(float* to) => v.Store(to);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 operator +(Lanes256 a, Lanes256 b) => new(a.v + b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 operator -(Lanes256 a, Lanes256 b) => new(a.v - b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 operator *(Lanes256 a, Lanes256 b) => new(a.v * b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 operator /(Lanes256 a, Lanes256 b) => new(a.v / b.v);
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 MultiplyAdd(Lanes256 a, Lanes256 b, Lanes256 c) => new(Vector256.MultiplyAddEstimate(a.v, b.v, c.v));
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes256 MultiplyAdd(Lanes256 a, Lanes256 b, Lanes256 c) => new(Vector256.MultiplyAddEstimate(a.v, b.v, c.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 Max(Lanes256 a, Lanes256 b) => new(Vector256.Max(a.v, b.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes256 Exp(Lanes256 a) => new(Vector256.Exp(a.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static float Sum(Lanes256 a) => Vector256.Sum(a.v);
@@ -135,13 +139,15 @@ internal readonly unsafe struct Lanes512(Vector512<float> v) : ILanes<Lanes512>
         return new((value | special | ((bits & Vector512.Create(0x8000u)) << 16)).AsSingle());
     }
 
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] private static Vector512<uint> Widen(ushort* from) => Vector512.WidenLower(Vector256.Load(from).ToVector512Unsafe());
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    private static Vector512<uint> Widen(ushort* from) => Vector512.WidenLower(Vector256.Load(from).ToVector512Unsafe());
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public void Store(float* to) => v.Store(to);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 operator +(Lanes512 a, Lanes512 b) => new(a.v + b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 operator -(Lanes512 a, Lanes512 b) => new(a.v - b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 operator *(Lanes512 a, Lanes512 b) => new(a.v * b.v);
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 operator /(Lanes512 a, Lanes512 b) => new(a.v / b.v);
-    [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 MultiplyAdd(Lanes512 a, Lanes512 b, Lanes512 c) => new(Vector512.MultiplyAddEstimate(a.v, b.v, c.v));
+    [MethodImpl(MethodImplOptions.AggressiveInlining)]
+    public static Lanes512 MultiplyAdd(Lanes512 a, Lanes512 b, Lanes512 c) => new(Vector512.MultiplyAddEstimate(a.v, b.v, c.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 Max(Lanes512 a, Lanes512 b) => new(Vector512.Max(a.v, b.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static Lanes512 Exp(Lanes512 a) => new(Vector512.Exp(a.v));
     [MethodImpl(MethodImplOptions.AggressiveInlining)] public static float Sum(Lanes512 a) => Vector512.Sum(a.v);

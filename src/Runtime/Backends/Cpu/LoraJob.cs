@@ -29,8 +29,8 @@ internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List
         var (projection, column) = site.Parts[item % site.Parts.Length];
         if (tile.Adapter[site.Layer, projection] is not { } m) return;
         var sums = room + ((nint)worker * RoomFor(maxRank)); // (rows, r') of one chunk
-        var z = sums + (maxRank * LoraTile.MostRows);                 // (rows, 2r'): z after z, so that every rotation is a run of r'
-        var widened = z + (2 * maxRank * LoraTile.MostRows);          // (r', outputs of a tile)
+        var z = sums + (maxRank * LoraTile.MostRows);        // (rows, 2r'): z after z, so that every rotation is a run of r'
+        var widened = z + (2 * maxRank * LoraTile.MostRows); // (r', outputs of a tile)
         var from = x.Row(tile.FirstRow);
         var to = y.Row(tile.FirstRow) + column;
         if (m.SharedRank > 0)
@@ -89,7 +89,8 @@ internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List
     }
 
     /// <summary>y[r, i·height + t] += Σ_k B[t, k]·z[r, (k − i·shift) mod rank]; see <see cref="CpuAdapter"/> for how B lies.</summary>
-    private void Expand<T>(byte* b, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* widened, float* to) where T : struct, IStored
+    private void Expand<T>(byte* b, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* widened, float* to)
+        where T : struct, IStored
     {
         for (var t = 0; t < height; t += TileOutputs)
         {
@@ -111,7 +112,8 @@ internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
-    private void ExpandTile<T>(byte* b, int width, int t, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* to) where T : struct, IStored
+    private void ExpandTile<T>(byte* b, int width, int t, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* to)
+        where T : struct, IStored
     {
         for (var i = 0; i < chunks; i++)
         {
@@ -124,7 +126,8 @@ internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List
                 var yr = to + ((nint)r * y.Cols) + start;
                 if (count == TileOutputs) ExpandWhole<T>(b, rank, rotated, yr);
                 else
-                    for (var v = 0; v < count; v += V.Count) ExpandRegister<T>(b + (v * T.Size), width, rank, rotated, yr + v, Math.Min(V.Count, count - v));
+                    for (var v = 0; v < count; v += V.Count)
+                        ExpandRegister<T>(b + (v * T.Size), width, rank, rotated, yr + v, Math.Min(V.Count, count - v));
             }
         }
     }

@@ -3,7 +3,8 @@ using System.Runtime.CompilerServices;
 namespace TenantLora.Runtime.Backends.Cpu;
 
 /// <summary>y[r] = x[r] / sqrt(mean(x[r]²) + ε) · weight, an item being <c>itemRows</c> rows.</summary>
-internal readonly unsafe struct RmsNormJob<V>(CpuActivations x, float* weight, float epsilon, CpuActivations y, int itemRows) : IJob where V : struct, ILanes<V>
+internal readonly unsafe struct RmsNormJob<V>(CpuActivations x, float* weight, float epsilon, CpuActivations y, int itemRows) : IJob
+    where V : struct, ILanes<V>
 {
     public void Run(int item, int worker)
     {
@@ -92,7 +93,8 @@ internal readonly unsafe struct AddJob<V>(CpuActivations x, CpuActivations y) : 
 }
 
 /// <summary>Head norms, rotation and the way into the cache; an item is <c>itemRows</c> rows.</summary>
-internal readonly unsafe struct RopeJob<V>(CpuActivations qkv, float* queryNorm, float* keyNorm, float epsilon, CpuKvCache cache, int layer, Batch batch, int itemRows) : IJob
+internal readonly unsafe struct RopeJob<V>(
+    CpuActivations qkv, float* queryNorm, float* keyNorm, float epsilon, CpuKvCache cache, int layer, Batch batch, int itemRows) : IJob
     where V : struct, ILanes<V>
 {
     public void Run(int item, int worker)
@@ -115,7 +117,10 @@ internal readonly unsafe struct RopeJob<V>(CpuActivations qkv, float* queryNorm,
             for (var d = 0; d < shape.HeadDim; d++) keys[(nint)d * cache.PositionStride] = head[d];
         }
         for (var h = 0; h < shape.KvHeads; h++, head += shape.HeadDim)
-            new ReadOnlySpan<float>(head, shape.HeadDim).CopyTo(new Span<float>(cache.Values(layer, block, h) + ((nint)within * cache.DimStride), shape.HeadDim));
+        {
+            var values = cache.Values(layer, block, h) + ((nint)within * cache.DimStride);
+            new ReadOnlySpan<float>(head, shape.HeadDim).CopyTo(new Span<float>(values, shape.HeadDim));
+        }
     }
 
     /// <summary>Pair (i, i + half) turns by the position's i-th angle; <paramref name="rope"/> has the cosines, then the sines.</summary>

@@ -69,7 +69,10 @@ internal sealed unsafe class Workers : IDisposable
 
     private static void Call<TJob>(void* job, int item, int worker) where TJob : struct, IJob => Unsafe.AsRef<TJob>(job).Run(item, worker);
 
-    /// <summary>Takes items until none is left. A ticket is the region's number and the items left in it, so that a late worker cannot take from a region that it read of too early.</summary>
+    /// <summary>
+    /// Takes items until none is left. A ticket is the region's number and the items left in it, so that a late worker cannot take from a
+    /// region with the ticket of one before.
+    /// </summary>
     private bool TakeItems(int worker)
     {
         var any = false;
