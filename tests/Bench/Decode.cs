@@ -19,13 +19,13 @@ internal static class Decode
         var rows = arguments.Integers("rows") ?? [1, 4, 16];
         var context = int.Parse(arguments["context"] ?? "128");
         var seconds = double.Parse(arguments["seconds"] ?? "4");
-        var bandwidth = CpuKernels.ReadBandwidth(Environment.ProcessorCount);
-        Console.WriteLine($"{Environment.ProcessorCount} cores, read bandwidth {bandwidth / 1e9:f1} GB/s measured with all threads");
-        foreach (var name in arguments["model"] is { } one ? [one] : new[] { "demo", "1b" }) Table(name, rows, context, seconds, bandwidth);
+        using var probe = new ReadProbe();
+        Console.WriteLine($"{Environment.ProcessorCount} cores, {CpuName()}, best read bandwidth {probe.Best(1) / 1e9:f1} GB/s with all threads. Medians; 'read' is measured between the steps.");
+        foreach (var name in arguments["model"] is { } one ? [one] : new[] { "demo", "1b" }) Table(name, rows, context, seconds, probe);
         return 0;
     }
 
-    private static void Table(string name, int[] rowCounts, int context, double seconds, double bandwidth)
+    private static void Table(string name, int[] rowCounts, int context, double seconds, ReadProbe probe)
     {
         var directory = name switch { "demo" => Repo.Path("models", "demo-7m"), "1b" => RandomModel.Llama1B(), _ => name };
         var config = ModelConfig.Load(directory);
@@ -34,40 +34,78 @@ internal static class Decode
         var most = rowCounts.Max();
         using var model = new LoadedModel(config, files is null ? random.Tensor : files.Get, most * (context + 16));
         Console.WriteLine($"\n{name}: {config.Layers} layers, hidden {config.HiddenSize}, vocabulary {config.VocabSize}; {model.Backend.Name}; context {context}");
-        Console.WriteLine($"{"rows",4}  {"adapters",-26} {"ms/step",8} {"tok/s",9} {"of base",8} {"GB/step",8} {"GB/s",6} {"of read",8}  logits");
+        Console.WriteLine($"{"rows",4}  {"adapters",-26} {"ms/step",8} {"tok/s",9} {"of base",8} {"GB/step",8} {"GB/s",6} {"read",6} {"of read",8}  logits");
 
         foreach (var rows in rowCounts)
         {
-            var baseline = 0.0;
-            foreach (var (label, kind, distinct) in new (string, AdapterShape?, int)[]
+            var cases = new (string Label, AdapterShape? Shape, int Distinct)[]
             {
                 ("none", null, 0),
                 ("1 PRoLoRA r16 u2 m4 n4", AdapterShape.PRoLora, 1),
                 ($"{rows} PRoLoRA r16 u2 m4 n4", AdapterShape.PRoLora, rows),
                 ($"{rows} LoRA r16", AdapterShape.Lora, rows),
-            })
-            {
-                var adapters = Enumerable.Range(0, distinct).Select(i => model.Backend.LoadAdapter(random.Adapter(config, kind!, seed: i))).ToArray();
-                var assigned = Enumerable.Range(0, rows).Select(r => distinct == 0 ? null : (DeviceAdapter?)adapters[r % distinct]).ToArray();
-                int[] tokens = [.. Enumerable.Range(0, rows).Select(r => (r * 31 + 5) % config.VocabSize)];
+            }.DistinctBy(c => c.Label).Select(c => new Case(c.Label, c.Shape, c.Distinct, rows, model, random)).ToArray();
 
-                var logits = model.Step(context, tokens, assigned);                 // warms the code and the caches
-                model.Step(context, tokens, assigned);
-                var times = new List<double>();
-                for (var begun = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(begun).TotalSeconds < seconds || times.Count < 3;)
-                {
-                    var at = Stopwatch.GetTimestamp();
-                    model.Step(context, tokens, assigned);
-                    times.Add(Stopwatch.GetElapsedTime(at).TotalSeconds);
-                }
-                times.Sort();
-                var step = times[times.Count / 2];
-                if (distinct == 0) baseline = step;
-                var bytes = Weights(config) + adapters.Sum(a => a.Bytes) + (2L * config.Layers * config.KvHeads * config.HeadDim * sizeof(float) * context * rows);
-                var hash = Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(logits.AsSpan())).AsSpan(0, 6));
-                Console.WriteLine($"{rows,4}  {label,-26} {step * 1e3,8:f2} {rows / step,9:f1} {baseline / step,8:p0} {bytes / 1e9,8:f3} {bytes / step / 1e9,6:f1} {bytes / step / bandwidth,8:p0}  {hash}");
-                foreach (var adapter in adapters) adapter.Dispose();
+            // Turn by turn, so that what else the machine does meets all alike.
+            var reads = new List<double>();
+            for (var begun = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(begun).TotalSeconds < seconds * cases.Length || reads.Count < 3;)
+            {
+                foreach (var one in cases) one.Step(model, context);
+                reads.Add(probe.Measure());
             }
+            var read = Median(reads);
+            var baseline = Median(cases[0].Times);
+            foreach (var one in cases)
+            {
+                var step = Median(one.Times);
+                var bytes = Weights(config) + one.AdapterBytes + (2L * config.Layers * config.KvHeads * config.HeadDim * sizeof(float) * context * rows);
+                Console.WriteLine($"{rows,4}  {one.Label,-26} {step * 1e3,8:f2} {rows / step,9:f1} {baseline / step,8:p0} {bytes / 1e9,8:f3} {bytes / step / 1e9,6:f1} {read / 1e9,6:f1} {bytes / step / read,8:p0}  {one.Hash}");
+                one.Dispose();
+            }
+        }
+    }
+
+    private static double Median(IEnumerable<double> values) => values.Order().ElementAt(values.Count() / 2);
+
+    private static string CpuName() =>
+        !File.Exists("/proc/cpuinfo") ? RuntimeInformation.ProcessArchitecture.ToString()
+        : File.ReadLines("/proc/cpuinfo").FirstOrDefault(l => l.StartsWith("model name", StringComparison.Ordinal))?.Split(':')[1].Trim() ?? "?";
+
+    /// <summary>One line of the table: a batch with its adapters, and how long its steps took.</summary>
+    private sealed class Case : IDisposable
+    {
+        private readonly DeviceAdapter[] adapters;
+        private readonly DeviceAdapter?[] assigned;
+        private readonly int[] tokens;
+
+        public Case(string label, AdapterShape? shape, int distinct, int rows, LoadedModel model, RandomModel random)
+        {
+            Label = label;
+            adapters = [.. Enumerable.Range(0, distinct).Select(i => model.Backend.LoadAdapter(random.Adapter(model.Config, shape!, seed: i)))];
+            assigned = [.. Enumerable.Range(0, rows).Select(r => distinct == 0 ? null : adapters[r % distinct])];
+            tokens = [.. Enumerable.Range(0, rows).Select(r => ((r * 31) + 5) % model.Config.VocabSize)];
+        }
+
+        public string Label { get; }
+
+        public long AdapterBytes => adapters.Sum(a => a.Bytes);
+
+        public List<double> Times { get; } = [];
+
+        /// <summary>Of the first step's logits.</summary>
+        public string? Hash { get; private set; }
+
+        public void Step(LoadedModel model, int context)
+        {
+            var begun = Stopwatch.GetTimestamp();
+            var logits = model.Step(context, tokens, assigned);
+            if (Hash is not null) Times.Add(Stopwatch.GetElapsedTime(begun).TotalSeconds);      // the first warms code and caches
+            Hash ??= Convert.ToHexStringLower(SHA256.HashData(MemoryMarshal.AsBytes(logits.AsSpan())).AsSpan(0, 6));
+        }
+
+        public void Dispose()
+        {
+            foreach (var adapter in adapters) adapter.Dispose();
         }
     }
 
