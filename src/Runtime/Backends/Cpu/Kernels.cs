@@ -58,12 +58,12 @@ internal sealed unsafe class Kernels<V>(Workers workers) : Kernels where V : str
         }
     }
 
-    // Sixteen items a thread, so that one thread's bad luck is soon made up for, in whole panels, and none too small to be worth handing out.
+    // Sixteen items a thread, so that one thread's bad luck is soon made up for, in whole tiles, and none too small to be worth handing out.
     private void Linear<T>(CpuActivations x, CpuWeights weight, float* bias, CpuActivations y) where T : struct, IStored
     {
         var fair = Divide(y.Cols, workers.Count * 16);
         var worthwhile = Divide(SmallestItem, (long)x.Rows * x.Cols);
-        var itemOutputs = Divide(Math.Max(fair, worthwhile), Dots<V>.PanelOutputs) * Dots<V>.PanelOutputs;
+        var itemOutputs = Divide(Math.Max(fair, worthwhile), Dots<V>.EvenOutputs) * Dots<V>.EvenOutputs;
         workers.Run(Divide(y.Cols, itemOutputs), new LinearJob<V, T>(x, weight, bias, y, itemOutputs));
     }
 
