@@ -22,12 +22,10 @@ internal static unsafe class CpuKernels
     {
         var threads = args.Length > 0 ? int.Parse(args[0], CultureInfo.InvariantCulture) : 0;
         using var backend = new CpuBackend(threads);
-        var bandwidth = ReadBandwidth(threads);
+        using var probe = new ReadProbe(threads);
+        var bandwidth = probe.Best(1);
         var peak = MultiplyAddPeak(threads);
         Console.WriteLine($"{backend.Name}: reads {bandwidth / 1e9:F1} GB/s, multiplies and adds {peak / 1e9:F0} GFLOP/s");
-
-        using (var workers = new Workers(threads > 0 ? threads : Environment.ProcessorCount))
-            Console.WriteLine($"an empty region of two items: {Best(() => { for (var i = 0; i < 1000; i++) workers.Run(2, default(NoJob)); }, 0.1) * 1e3:F2} µs");
 
         var layers = new LayerWeights[Layers];
         for (var i = 0; i < Layers; i++) layers[i] = new LayerWeights(backend);
@@ -163,17 +161,6 @@ internal static unsafe class CpuKernels
         return new HostTensor("random", DType.BF16, rows, cols, (byte*)data, new object());
     }
 
-    internal static double ReadBandwidth(int threads)
-    {
-        using var workers = new Workers(threads > 0 ? threads : Environment.ProcessorCount);
-        const nuint Bytes = 512u << 20;
-        var data = (byte*)NativeMemory.AlignedAlloc(Bytes, 64);
-        new Span<byte>(data, (int)Bytes).Fill(1);
-        var seconds = Best(() => workers.Run(64, new ReadJob(data, (nint)Bytes / 64)), 1);
-        NativeMemory.AlignedFree(data);
-        return Bytes / seconds;
-    }
-
     private static double MultiplyAddPeak(int threads)
     {
         using var workers = new Workers(threads > 0 ? threads : Environment.ProcessorCount);
@@ -193,28 +180,6 @@ internal static unsafe class CpuKernels
             best = Math.Min(best, Stopwatch.GetElapsedTime(start).TotalSeconds);
         }
         return best;
-    }
-
-    private readonly struct ReadJob(byte* data, nint bytes) : IJob
-    {
-        public void Run(int item, int worker)
-        {
-            var from = data + (item * bytes);
-            Vector256<long> a = default, b = default, c = default, d = default;
-            for (nint i = 0; i < bytes; i += 128)
-            {
-                a ^= Vector256.Load((long*)(from + i));
-                b ^= Vector256.Load((long*)(from + i + 32));
-                c ^= Vector256.Load((long*)(from + i + 64));
-                d ^= Vector256.Load((long*)(from + i + 96));
-            }
-            if ((a ^ b ^ c ^ d) == Vector256.Create(12345L)) Console.WriteLine();
-        }
-    }
-
-    private readonly struct NoJob : IJob
-    {
-        public void Run(int item, int worker) { }
     }
 
     private readonly struct MultiplyAddJob : IJob

@@ -1,13 +1,22 @@
 using TenantLora.Bench;
+using TenantLora.Runtime;
 
-return args switch
+try
 {
-    ["logits", .. var rest] => Logits.Run(rest),
-    ["tokenize", .. var rest] => Tokenize.Run(rest),
-    ["kernels", .. var rest] => CpuKernels.Run(rest),
-    ["decode", .. var rest] => Decode.Run(rest),
-    _ => Help(),
-};
+    return args switch
+    {
+        ["decode", .. var rest] => Decode.Run(rest),
+        ["kernels", .. var rest] => CpuKernels.Run(rest),
+        ["logits", .. var rest] => Logits.Run(rest),
+        ["tokenize", .. var rest] => Tokenize.Run(rest),
+        _ => Help(),
+    };
+}
+catch (Exception error) when (error is ArgumentException or FormatException or IOException or ModelFileException or AdapterRefusedException)
+{
+    Console.Error.WriteLine(error.Message);
+    return 1;
+}
 
 static int Help()
 {
@@ -15,7 +24,7 @@ static int Help()
         dotnet run --project tests/Bench -- COMMAND
 
           decode   [--model demo|1b|DIR] [--rows 1,4,16] [--context 128]    tokens/s with base, one adapter, all different; share of the read bandwidth
-          kernels                                                         the Cpu backend's verbs against the machine's peak
+          kernels  [THREADS]                                              the Cpu backend's verbs against the machine's peak
           logits   --model DIR [--adapter DIR] [--device D] --ids 5,6,7   fp32 logits, a JSON array a position
           tokenize --model DIR                                            JSON strings on stdin -> ids, ids_plain, decoded
         """);

@@ -6,13 +6,12 @@ using TenantLora.Runtime.Backends.Cpu;
 namespace TenantLora.Bench;
 
 /// <summary>How fast all threads together read memory just now: a buffer far larger than the caches, once through.</summary>
-internal sealed unsafe class ReadProbe : IDisposable
+/// <param name="threads">0: one a core.</param>
+internal sealed unsafe class ReadProbe(int threads = 0) : IDisposable
 {
     private const nint Bytes = 256 << 20;
-    private readonly Workers workers = new(Environment.ProcessorCount);
-    private readonly byte* data = (byte*)NativeMemory.AlignedAlloc((nuint)Bytes, 64);
-
-    public ReadProbe() => new Span<byte>(data, (int)Bytes).Fill(1);
+    private readonly Workers workers = new(threads > 0 ? threads : Environment.ProcessorCount);
+    private readonly byte* data = Filled();
 
     /// <summary>Bytes a second of one pass.</summary>
     public double Measure()
@@ -28,6 +27,13 @@ internal sealed unsafe class ReadProbe : IDisposable
         var best = 0.0;
         for (var begun = Stopwatch.GetTimestamp(); Stopwatch.GetElapsedTime(begun).TotalSeconds < seconds;) best = Math.Max(best, Measure());
         return best;
+    }
+
+    private static byte* Filled()
+    {
+        var data = (byte*)NativeMemory.AlignedAlloc((nuint)Bytes, 64);
+        new Span<byte>(data, (int)Bytes).Fill(1);
+        return data;
     }
 
     public void Dispose()
