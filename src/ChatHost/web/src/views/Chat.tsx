@@ -46,6 +46,7 @@ export function Chat({ workspace, leave, leaveLabel }: { workspace: Workspace; l
         showSettings={() => setDialog('settings')} showHelp={() => setDialog('help')} />
       {narrow && drawer && <button type="button" class="scrim" aria-label="Close sidebar" onClick={() => setDrawer(false)} />}
       <main inert={narrow && drawer}>
+        {!empty && <h1 class="sr-only">{conversation.title}</h1>}
         <header class="bar">
           {!sidebarOpen && <IconButton icon="menu" label="Show sidebar" data-testid="sidebar-toggle" onClick={toggleSidebar} />}
           {sidebarOpen && !narrow && <IconButton icon="menu" label="Hide sidebar" data-testid="sidebar-toggle" onClick={toggleSidebar} />}
@@ -87,8 +88,8 @@ function Lanes({ workspace }: { workspace: Workspace }) {
       {lanes.map((lane, i) => (
         <span class="lane" key={i}>
           <Menu
-            name={several ? `Model ${i + 1}: ${lane.model}` : `Model: ${lane.model}`} class="lane-button" testid="model-picker"
-            trigger={<><span class="lane-name">{lane.model || 'Loading…'}</span>{!several && <span class="badge">{models.length > 0 && describe(models.find((m) => m.id === lane.model))}</span>}<Icon name="chevron" /></>}
+            name={several ? `Model ${i + 1}: ${lane.model}` : `Model: ${lane.model}`} class="lane-button" testid="model-picker" named
+            trigger={<><span class="sr-only">{several ? `Model ${i + 1}: ` : 'Model: '}</span><span class="lane-name">{lane.model || 'Loading…'}</span>{!several && <span class="badge">{models.length > 0 && describe(models.find((m) => m.id === lane.model))}</span>}<Icon name="chevron" /></>}
             items={models.map((m) => ({ label: m.id, detail: describe(m), checked: m.id === lane.model, run: () => workspace.setModel(i, m.id) }))}
           />
           {several && <IconButton icon="close" class="small" label={`Remove ${lane.model}`} disabled={busy} onClick={() => workspace.removeLane(i)} />}

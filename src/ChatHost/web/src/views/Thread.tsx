@@ -24,7 +24,7 @@ export function Thread({ workspace, children }: { workspace: Workspace; children
                   tabIndex={shared ? undefined : 0} role={shared ? undefined : 'group'} aria-label={shared ? undefined : 'Answers side by side'}>
                   {cells.map((cell) => {
                     const alternatives = siblings(conversation, cell);
-                    return <CellView key={cell.lanes[0]} workspace={workspace} cell={cell} conversation={conversation} message={cell.message} alternatives={alternatives}
+                    return <CellView key={cell.message.id} workspace={workspace} cell={cell} conversation={conversation} message={cell.message} alternatives={alternatives}
                       signature={`${cell.lanes} ${alternatives.length} ${conversation.lanes.length} ${workspace.busy.value} ${workspace.models.value.length}`} />;
                   })}
                 </div>
@@ -69,7 +69,7 @@ function QuestionView({ workspace, cell, message, alternatives }: CellProps) {
   };
   return (
     <article class="question" data-role="user" data-testid="message">
-      <h3 class="sr-only">You</h3>
+      <h2 class="sr-only">You</h2>
       {editing ? (
         <form class="edit" onSubmit={(e) => { e.preventDefault(); submit(); }}>
           <textarea ref={text} aria-label="Edit message" defaultValue={message.text} rows={3}
@@ -108,7 +108,7 @@ function AnswerView({ workspace, cell, conversation, answer, alternatives }: Cel
   return (
     <article class="answer" data-role="assistant" data-state={answer.state} data-model={answer.model} data-testid="message">
       <header>
-        <h3><span class="sr-only">Answer by </span>{answer.model}</h3>
+        <h2><span class="sr-only">Answer by </span>{answer.model}</h2>
         {card && <span class="badge">{describe(card)}</span>}
         {streaming && compared && <button type="button" class="small" data-testid="stop-lane" disabled={stopping} onClick={stop}><Icon name="stop" />{stopping ? 'Stopping…' : 'Stop'}</button>}
       </header>
@@ -177,18 +177,13 @@ function Pager({ cell, alternatives, workspace }: { cell: Cell; alternatives: Me
   );
 }
 
-/** Text that streams is drawn at most once a frame; text that has ended at once, so that an opened conversation does not jump. */
 function Markdown({ text, state }: { text: string; state: 'growing' | 'cut' | 'whole' }) {
   const host = useRef<HTMLDivElement>(null);
   const stream = useRef<MarkdownStream>(null);
   useLayoutEffect(() => {
     stream.current ??= new MarkdownStream(host.current!);
-    if (state !== 'growing') {
-      stream.current.update(text, state);
-      return;
-    }
-    const frame = requestAnimationFrame(() => stream.current!.update(text, state));
-    return () => cancelAnimationFrame(frame);
+    if (state === 'growing') stream.current.grow(text);
+    else stream.current.end(text, state === 'cut');
   }, [text, state]);
   return <div class="markdown" ref={host} data-testid="answer-text" />;
 }

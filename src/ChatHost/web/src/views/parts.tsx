@@ -65,7 +65,9 @@ export interface MenuItem {
 
 interface MenuProps {
   name: string;
+  /** What the button shows; an icon only, unless `named`: then it also says the name. */
   trigger: ComponentChildren;
+  named?: boolean;
   items: MenuItem[];
   class?: string;
   testid?: string;
@@ -73,7 +75,7 @@ interface MenuProps {
 }
 
 /** A button that opens a list of actions or of choices (`checked`). Light dismiss and Esc come from the popover. */
-export function Menu({ name, trigger, items, class: extra = '', testid, title }: MenuProps) {
+export function Menu({ name, trigger, named, items, class: extra = '', testid, title }: MenuProps) {
   const id = useId();
   const button = useRef<HTMLButtonElement>(null);
   const list = useRef<HTMLDivElement>(null);
@@ -97,7 +99,7 @@ export function Menu({ name, trigger, items, class: extra = '', testid, title }:
   };
   return (
     <>
-      <button ref={button} type="button" class={extra} popovertarget={id} aria-haspopup="menu" aria-expanded={open} aria-label={name} title={title ?? name} data-testid={testid}>{trigger}</button>
+      <button ref={button} type="button" class={extra} popovertarget={id} aria-haspopup="menu" aria-expanded={open} aria-label={named ? undefined : name} title={title ?? name} data-testid={testid}>{trigger}</button>
       <div ref={list} id={id} class="menu" popover="auto" role="menu" aria-label={name} onToggle={toggled} onKeyDown={move}>
         {items.map((item) => (
           <button
