@@ -17,21 +17,21 @@ internal static class Program
 
     public static async Task<int> Main(string[] args)
     {
-        await using var app = Build(args);
         try
         {
+            await using var app = Build(args);
             var serving = app.Services.GetRequiredService<Serving>(); // loads the model, before anyone is let in
             await app.StartAsync();
             Console.WriteLine(Banner.Compose(app.Urls.First(), serving, app.Services.GetRequiredService<TenantDirectory>(),
                 app.Services.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Demo));
+            await app.WaitForShutdownAsync();
+            return 0;
         }
         catch (Exception e) when (StartFailure.Explain(e) is { } line)
         {
             await Console.Error.WriteLineAsync(line);
             return 1;
         }
-        await app.WaitForShutdownAsync();
-        return 0;
     }
 
     /// <param name="args">As on the command line.</param>

@@ -21,7 +21,8 @@ internal static class SiteEndpoints
                 ? TypedResults.Json(new Health("draining"), statusCode: StatusCodes.Status503ServiceUnavailable)
                 : TypedResults.Ok(new Health("ok")))
             .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops.");
-        app.MapGet("/metrics", (PrometheusText metrics) => TypedResults.Text(metrics.Read(), PrometheusText.ContentType))
+        var metrics = app.ServiceProvider.GetRequiredService<PrometheusText>(); // from now on, or what comes before the first reader is lost
+        app.MapGet("/metrics", () => TypedResults.Text(metrics.Read(), PrometheusText.ContentType))
             .AllowAnonymous().WithSummary("Prometheus' text format.");
     }
 

@@ -31,6 +31,10 @@ internal sealed class JsonFields(JsonElement json, bool camelCase = false, strin
         {
             throw Invalid($"The body is not valid JSON: {e.Message}");
         }
+        catch (InvalidOperationException e) when (IsBrokenText(e))
+        {
+            throw BrokenText();
+        }
     }
 
     /// <summary>Runs a reader and throws all that it found as one error.</summary>
@@ -42,12 +46,11 @@ internal sealed class JsonFields(JsonElement json, bool camelCase = false, strin
         {
             result = read(fields);
         }
-        catch (InvalidOperationException e) when (e.Source?.StartsWith("System.Text.Json", StringComparison.Ordinal) == true)
+        catch (InvalidOperationException e) when (IsBrokenText(e))
         {
-            // JSON may escape half of a surrogate pair (\ud800); no .NET text can hold what it means.
-            throw Invalid("The body holds text that is not valid Unicode.");
+            throw BrokenText();
         }
-        if (fields.findings is [] ) return result;
+        if (fields.findings is []) return result;
         var first = fields.findings[0];
         throw new TenantLoraException(first.Code, string.Join(' ', fields.findings.Select(f => f.Message).Distinct())) { Parameter = first.Field };
     }
@@ -149,6 +152,11 @@ internal sealed class JsonFields(JsonElement json, bool camelCase = false, strin
     };
 
     private static string Show(double number) => number.ToString(CultureInfo.InvariantCulture);
+
+    // JSON may escape half of a surrogate pair (\ud800); no text means that, and every reader of names and strings throws this.
+    private static bool IsBrokenText(InvalidOperationException e) => e.Source?.StartsWith("System.Text.Json", StringComparison.Ordinal) == true;
+
+    private static TenantLoraException BrokenText() => Invalid("The body holds text that is not valid Unicode.");
 
     private static TenantLoraException Invalid(string message) => new(ErrorCodes.InvalidRequest, message);
 }

@@ -27,6 +27,13 @@ internal sealed class BearerAuthentication(
         return Task.FromResult(AuthenticateResult.Success(new AuthenticationTicket(new ClaimsPrincipal(identity), properties, Scheme)));
     }
 
+    protected override Task HandleChallengeAsync(AuthenticationProperties properties)
+    {
+        Response.StatusCode = StatusCodes.Status401Unauthorized;
+        Response.Headers.WWWAuthenticate = Scheme;
+        return Task.CompletedTask;
+    }
+
     private Tenant? FromSession(string token, AuthenticationProperties properties)
     {
         if (sessions.Read(token) is not var (id, expires)) return null;

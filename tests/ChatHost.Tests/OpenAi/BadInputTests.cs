@@ -7,23 +7,27 @@ using TenantLora.Runtime;
 namespace TenantLora.ChatHost.Tests.OpenAi;
 
 /// <summary>Requests that must be refused with OpenAI's envelope, never with 500, and never reach the runtime.</summary>
-public sealed class BadInputTests : IAsyncLifetime
+public sealed class BadInputTests(BadInputTests.OneHost one) : IClassFixture<BadInputTests.OneHost>, IDisposable
 {
     private const string Messages = "\"messages\":[{\"role\":\"user\",\"content\":\"Hi\"}]";
-    private readonly FakeRuntime runtime = new();
-    private TestHost host = null!;
-    private HttpClient client = null!;
+    private readonly HttpClient client = one.Host.Client();
 
-    public async ValueTask InitializeAsync()
+    /// <summary>One host for the whole table.</summary>
+    public sealed class OneHost : IAsyncLifetime
     {
-        host = await TestHost.StartAsync(runtime);
-        client = host.Client();
+        internal FakeRuntime Runtime { get; } = new();
+
+        internal TestHost Host { get; private set; } = null!;
+
+        public async ValueTask InitializeAsync() => Host = await TestHost.StartAsync(Runtime);
+
+        public ValueTask DisposeAsync() => Host.DisposeAsync();
     }
 
-    public async ValueTask DisposeAsync()
+    public void Dispose()
     {
         client.Dispose();
-        await host.DisposeAsync();
+        one.Runtime.Asked.Clear();
     }
 
     /// <summary>Fields of an otherwise good chat request, the code and the field of the error.</summary>
@@ -108,14 +112,17 @@ public sealed class BadInputTests : IAsyncLifetime
         using var notUtf8 = new ByteArrayContent([.. "{\"model\":\""u8, 0xFF, .. "\"}"u8]);
         notUtf8.Headers.ContentType = new MediaTypeHeaderValue("application/json");
         Assert.Equal(HttpStatusCode.BadRequest, (await client.PostAsync("/v1/chat/completions", notUtf8)).StatusCode);
-        await StatusAsync(413, TestHost.Json($$$"""{"model":"harbor","messages":[{"role":"user","content":"{{{new string('a', 4 << 20)}}}"}]}"""));
+        var (tooLarge, _) = await RawHttp.SendAsync(one.Host.Url, Encoding.ASCII.GetBytes(
+            $"POST /v1/chat/completions HTTP/1.1\r\nHost: {one.Host.Url.Authority}\r\nAuthorization: Bearer {one.Host.Keys["harbor"]}\r\nContent-Type: application/json\r\nContent-Length: {(4 << 20) + 1}\r\n\r\n"));
+        Assert.StartsWith("HTTP/1.1 413 ", tooLarge, StringComparison.Ordinal);
+        Assert.Contains("\"code\":\"request_too_large\"", tooLarge, StringComparison.Ordinal);
         await StatusAsync(415, new StringContent("{}", Encoding.UTF8, "text/plain"));
         await StatusAsync(415, new StringContent($$"""{"model":"harbor",{{Messages}}}""", Encoding.Unicode, "application/json"));
         var packed = TestHost.Json("{}");
         packed.Headers.ContentEncoding.Add("gzip");
         await StatusAsync(415, packed);
         await StatusAsync(415, new ByteArrayContent([]));
-        Assert.Empty(runtime.Asked);
+        Assert.Empty(one.Runtime.Asked);
     }
 
     [Fact]
@@ -146,7 +153,7 @@ public sealed class BadInputTests : IAsyncLifetime
              "stop":["a","b"],"logit_bias":{"5":-100},"logprobs":true}
             """));
         Assert.Equal(HttpStatusCode.OK, response.StatusCode);
-        var asked = Assert.Single(runtime.Asked);
+        var asked = Assert.Single(one.Runtime.Asked);
         Assert.Equal("harbor", asked.Tenant);
         Assert.Equal(TestHost.HarborDigest, asked.Adapter);
         Assert.Equal([("system", "Be brief."), ("user", "a<|im_start|>\0"), ("assistant", ""), ("user", "{{ x }}")], asked.Messages!.Select(m => (m.Role, m.Content)));
@@ -178,7 +185,7 @@ public sealed class BadInputTests : IAsyncLifetime
         if (code is not null) Assert.Equal(code, error.GetProperty("code").GetString());
         if (parameter is not null) Assert.Equal(parameter, error.GetProperty("param").GetString());
         Assert.DoesNotMatch(@"System\.|TenantLora\.|\.cs|   at ", error.GetProperty("message").GetString());
-        Assert.Empty(runtime.Asked);
+        Assert.Empty(one.Runtime.Asked);
         return error;
     }
 
