@@ -333,7 +333,7 @@ public sealed class EngineTests
     private static string WithHugeValues(string directory)
     {
         var copy = Directory.CreateTempSubdirectory("huge-").FullName;
-        File.WriteAllText(Path.Combine(copy, "adapter_config.json"), File.ReadAllText(Path.Combine(directory, "adapter_config.json")).Replace("\"lora_alpha\": 16", "\"lora_alpha\": 1000000000", StringComparison.Ordinal));
+        File.WriteAllText(Path.Combine(copy, "adapter_config.json"), File.ReadAllText(Path.Combine(directory, "adapter_config.json")).Replace("\"lora_alpha\": 16", "\"lora_alpha\": 1000000", StringComparison.Ordinal));
         var bytes = File.ReadAllBytes(Path.Combine(directory, "adapter_model.safetensors"));
         var header = 8 + (int)BitConverter.ToInt64(bytes);
         for (var i = header + 1; i < bytes.Length; i += 2) bytes[i] = 0x46;          // 8,192 to 32,640: each passes; scaled, gate · up · down overflows

@@ -12,9 +12,9 @@ internal sealed class HostMetrics : IDisposable
     public HostMetrics(Admission admission)
     {
         meter = new Meter(MeterName, null, null, scope: this);
-        requests = meter.CreateCounter<long>("tenantlora_requests_total", null, "Requests for an answer by the road they came and how they ended.");
-        meter.CreateObservableGauge("tenantlora_answers_running", () => admission.Running, null, "Answers in the making over /v1 and the hub.");
-        meter.CreateObservableGauge("tenantlora_draining", () => admission.Draining ? 1 : 0, null, "1 while the host stops and takes nothing new.");
+        requests = meter.CreateCounter<long>("tenantlora.host.requests", "{request}", "Requests for an answer by the road they came and how they ended.");
+        meter.CreateObservableGauge("tenantlora.host.answers_running", () => admission.Running, null, "Answers in the making over /v1 and the hub.");
+        meter.CreateObservableGauge("tenantlora.host.draining", () => admission.Draining ? 1 : 0, null, "1 while the host stops and takes nothing new.");
     }
 
     /// <summary>One request has ended.</summary>

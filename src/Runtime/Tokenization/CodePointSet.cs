@@ -12,7 +12,7 @@ internal sealed class CodePointSet
     private uint categories;                                    // bit per UnicodeCategory
     private bool negated;
     private bool ignoreCase;
-    private UInt128? ascii;                                     // the answers for U+0000 … U+007F, computed on first use
+    private bool[]? ascii;                                      // the answers for U+0000 … U+007F; a reference, so that threads see all of it or none
 
     public static CodePointSet Of(params ReadOnlySpan<UnicodeCategory> categories)
     {
@@ -51,19 +51,9 @@ internal sealed class CodePointSet
         return this;
     }
 
-    public bool Contains(int codePoint)
-    {
-        if (codePoint >= 128) return Evaluate(codePoint);
-        return ((ascii ??= Tabulate()) >> codePoint & UInt128.One) != UInt128.Zero;
-    }
+    public bool Contains(int codePoint) => codePoint < 128 ? (ascii ??= Tabulate())[codePoint] : Evaluate(codePoint);
 
-    private UInt128 Tabulate()
-    {
-        var answers = UInt128.Zero;
-        for (var c = 0; c < 128; c++)
-            if (Evaluate(c)) answers |= UInt128.One << c;
-        return answers;
-    }
+    private bool[] Tabulate() => [.. Enumerable.Range(0, 128).Select(Evaluate)];
 
     private bool Evaluate(int codePoint) => (Holds(codePoint) || (ignoreCase && HoldsOtherCase(codePoint))) != negated;
 

@@ -27,7 +27,7 @@ public sealed class MetricsTests
             "probe_time_seconds_bucket{le=\"+Inf\"} 3", "probe_time_seconds_sum 5", "probe_time_seconds_count 3",
             "# HELP probe_tokens_total With a \\\\ and a\\nbreak.", "# TYPE probe_tokens_total counter", "probe_tokens_total{kind=\"a\\\"b\\\\c\\nd\"} 5",
             "# TYPE probe_waiting gauge", "probe_waiting 3",
-            "tenantlora_requests_total{endpoint=\"chat\",outcome=\"stop\"} 1", "tenantlora_answers_running 0",
+            "tenantlora_host_requests_total{endpoint=\"chat\",outcome=\"stop\"} 1", "tenantlora_host_answers_running 0",
         ];
         foreach (var line in expected) Assert.Contains(line, lines);
     }
@@ -42,8 +42,8 @@ public sealed class MetricsTests
         using var response = await client.GetAsync("/metrics");
         Assert.Equal("text/plain; version=0.0.4; charset=utf-8", response.Content.Headers.ContentType!.ToString());
         var text = await response.Content.ReadAsStringAsync();
-        Assert.Contains("tenantlora_requests_total{endpoint=\"chat\",outcome=\"stop\"} 1\n", text, StringComparison.Ordinal);
-        Assert.Contains("tenantlora_requests_total{endpoint=\"completions\",outcome=\"model_not_found\"} 1\n", text, StringComparison.Ordinal);
+        Assert.Contains("tenantlora_host_requests_total{endpoint=\"chat\",outcome=\"stop\"} 1\n", text, StringComparison.Ordinal);
+        Assert.Contains("tenantlora_host_requests_total{endpoint=\"completions\",outcome=\"model_not_found\"} 1\n", text, StringComparison.Ordinal);
         Assert.DoesNotContain("harbor", text, StringComparison.Ordinal);
     }
 }

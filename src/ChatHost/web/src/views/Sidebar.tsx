@@ -47,7 +47,7 @@ export function Sidebar({ workspace, open, search, close, chosen, leave, leaveLa
       <div class="sidebar-bottom">
         <IconButton icon="settings" label="Settings" onClick={showSettings} />
         <IconButton icon="help" label="Keyboard shortcuts" onClick={showHelp} />
-        <IconButton icon="download" label="Export all conversations" onClick={() => download(workspace.conversations.value.map((c) => c.value), 'conversations')} />
+        <IconButton icon="download" label="Export all conversations" disabled={workspace.conversations.value.length === 0} onClick={() => download(workspace.conversations.value.map((c) => c.value), 'conversations')} />
         <button type="button" class="leave" data-testid="leave" onClick={leave}><Icon name="leave" />{leaveLabel}</button>
       </div>
       <Dialog open={deleting !== null} close={() => setDeleting(null)} title="Delete conversation?">

@@ -35,7 +35,7 @@ export function SignIn({ reason, signedIn }: { reason: string; signedIn: (sessio
         {site?.demo && <p class="lead">One shared model, <strong>{site.baseModel}</strong>, and a small adapter for every tenant. Choose whose assistant to talk to.</p>}
         {site && !site.demo && <p class="lead">Sign in with your tenant’s key to talk to its assistant.</p>}
         {reason && !error && <p class="note" role="status">{reason}</p>}
-        {error && <p class="note error" role="alert"><Icon name="alert" />{error}{!site && <button type="button" class="link" onClick={load}>Try again</button>}</p>}
+        {error && <p class="note error" role="alert"><Icon name="alert" /><span>{error}</span>{!site && <button type="button" class="link" onClick={load}>Try again</button>}</p>}
         {!site && !error && <div class="skeleton-list" role="status" aria-label="Loading"><i /><i /><i /></div>}
         {site?.demo && (
           <ul class="tenants" data-testid="tenant-picker">
