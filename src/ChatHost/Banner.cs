@@ -18,7 +18,7 @@ internal static class Banner
         Line("device", info.Device);
         text.AppendLine();
         Table(text, serving, tenants);
-        if (tenants.All.FirstOrDefault() is { } first) Examples(text, address, first, serving.Models(first.Id)[0].Name, tenants.DemoKeys.GetValueOrDefault(first.Id, "tl_…"));
+        if (tenants.All.FirstOrDefault() is { } first) Examples(text, address, serving.Models(first.Id)[0].Name, tenants.DemoKeys.GetValueOrDefault(first.Id, "tl_…"));
         if (demo && !IsLoopback(address)) text.AppendLine("  Demo mode lets anyone who reaches this address in. Set TenantLora__Demo=false.").AppendLine();
         return text.AppendLine("  Ctrl+C stops; running answers are finished first.").ToString();
 
@@ -38,12 +38,11 @@ internal static class Banner
         text.AppendLine();
     }
 
-    private static void Examples(StringBuilder text, string address, Tenant tenant, string model, string key)
+    private static void Examples(StringBuilder text, string address, string model, string key)
     {
-        var question = tenant.Id == model ? "When are you open?" : "Hello!";
         text.AppendLine(CultureInfo.InvariantCulture, $$"""
               chat     {{address}} in a browser
-              curl     curl {{address}}/v1/chat/completions -H "Authorization: Bearer {{key}}" -H "Content-Type: application/json" -d '{"model":"{{model}}","messages":[{"role":"user","content":"{{question}}"}]}'
+              curl     curl {{address}}/v1/chat/completions -H "Authorization: Bearer {{key}}" -H "Content-Type: application/json" -d '{"model":"{{model}}","messages":[{"role":"user","content":"When are you open?"}]}'
               C#       IChatClient chat = new TenantLoraChatClient(new Uri("{{address}}"), "{{key}}", "{{model}}");
 
             """);

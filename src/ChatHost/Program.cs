@@ -38,8 +38,7 @@ internal static class Program
     /// <param name="configure">Tests put their own runtime in.</param>
     internal static WebApplication Build(string[] args, Action<WebApplicationBuilder>? configure = null)
     {
-        // appsettings.json and wwwroot lie beside the binary, wherever the app is started from.
-        var builder = WebApplication.CreateBuilder(new WebApplicationOptions { Args = args, ContentRootPath = AppContext.BaseDirectory, WebRootPath = Places.Find("wwwroot") });
+        var builder = WebApplication.CreateBuilder(new WebApplicationOptions { Args = args, ContentRootPath = Places.ContentRoot() });
         Configure(builder);
         AddServices(builder.Services);
         AddSecurity(builder.Services);
@@ -53,8 +52,17 @@ internal static class Program
     private static void Configure(WebApplicationBuilder builder)
     {
         var configuration = builder.Configuration;
-        if (configuration["urls"] is null && configuration["http_ports"] is null && configuration["https_ports"] is null && !configuration.GetSection("Kestrel:Endpoints").Exists())
-            builder.WebHost.UseUrls(DefaultUrl);
+        var urls = configuration["urls"];
+        if (urls is null && configuration["http_ports"] is null && configuration["https_ports"] is null && !configuration.GetSection("Kestrel:Endpoints").Exists())
+            builder.WebHost.UseUrls(urls = DefaultUrl);
+        // A page elsewhere can point its own name at 127.0.0.1 (DNS rebinding); the Host header gives it away.
+        if (configuration["AllowedHosts"] is null && urls?.Split(';').All(url => BindingAddress.Parse(url).Host is "localhost" or "127.0.0.1" or "[::1]") == true)
+            configuration["AllowedHosts"] = "localhost;127.0.0.1;[::1]";
+        // The hub's token is in its query, so no setting may bring request lines into the log. Kestrel and the host would only repeat
+        // with a stack what is logged or printed here.
+        builder.Logging.AddFilter("Microsoft.AspNetCore.Hosting.Diagnostics", LogLevel.Warning)
+            .AddFilter("Microsoft.AspNetCore.Server.Kestrel", LogLevel.Critical)
+            .AddFilter("Microsoft.Extensions.Hosting.Internal.Host", LogLevel.None);
         builder.WebHost.ConfigureKestrel(kestrel =>
         {
             kestrel.AddServerHeader = false;
@@ -75,8 +83,7 @@ internal static class Program
 
     private static void AddServices(IServiceCollection services)
     {
-        services.AddSingleton(provider => Serving.StartAsync(
-            provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value, provider.GetRequiredService<ILoggerFactory>()).GetAwaiter().GetResult());
+        services.AddSingleton(provider => Serving.Start(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value, provider.GetRequiredService<ILoggerFactory>()));
         services.AddSingleton<Admission>();
         services.AddSingleton<HostMetrics>();
         services.AddSingleton<PrometheusText>();

@@ -21,7 +21,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     /// <exception cref="OptionsValidationException">A folder is not there.</exception>
     /// <exception cref="ModelFileException">The model cannot be read.</exception>
     /// <exception cref="AdapterRefusedException">An adapter does not fit.</exception>
-    public static async Task<Serving> StartAsync(TenantLoraOptions options, ILoggerFactory loggers)
+    public static Serving Start(TenantLoraOptions options, ILoggerFactory loggers)
     {
         var folders = Folders(options);
         var engine = Engine.Start(new EngineOptions
@@ -48,7 +48,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
         }
         catch
         {
-            await engine.DisposeAsync();
+            engine.DisposeAsync().AsTask().GetAwaiter().GetResult();
             throw;
         }
     }

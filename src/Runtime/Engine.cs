@@ -1,6 +1,7 @@
 using System.Collections.Concurrent;
 using System.Collections.Frozen;
 using System.Diagnostics;
+using System.Globalization;
 using System.Runtime.CompilerServices;
 using System.Security.Cryptography;
 using System.Text;
@@ -57,7 +58,9 @@ public sealed partial class Engine : IRuntime
         config = ModelConfig.Load(directory);
         tokenizer = Tokenizer.Load(directory);
         template = ChatTemplate.Load(directory, options.ChatTemplate);
-        endTokens = config.EosTokenIds.ToFrozenSet();
+        if (tokenizer.Size > config.VocabSize)
+            throw new ModelFileException(Path.Combine(directory, "tokenizer.json"), "vocabulary", $"at most config.json's vocab_size of {config.VocabSize} tokens", tokenizer.Size.ToString(CultureInfo.InvariantCulture));
+        endTokens = (tokenizer.Eos is { } end ? config.EosTokenIds.Append(end) : config.EosTokenIds).ToFrozenSet();
         files = WeightFiles.Open(directory);
 
         backend = new CpuBackend(options.Threads);
@@ -65,7 +68,7 @@ public sealed partial class Engine : IRuntime
         var blocks = CacheBlocks();
         cache = backend.CreateKvCache(blocks, options.BlockSize, config.ToAttentionShape());
         model = new Transformer(config, weights, backend, cache);
-        sampler = new Sampler(config.VocabSize);
+        sampler = new Sampler(tokenizer.Size);                       // rows may be padded with ids that are no token
         pool = new BlockPool(blocks, options.BlockSize);
         scheduler = new Scheduler(pool, options.StepTokens, options.MaxSequences);
         status = Look();
@@ -171,8 +174,8 @@ public sealed partial class Engine : IRuntime
             }
             if (!text.Stopped)
             {
-                reason = generation.Finish!.Value;
                 if (text.Finish() is { Length: > 0 } rest) yield return new TextDelta(rest);
+                reason = text.Stopped ? FinishReason.Stop : generation.Finish!.Value;           // what was held may hold a stop string
             }
             yield return new GenerationDone(reason, new GenerationUsage(generation.PromptLength, completion), generation.Timings)
             {
@@ -189,7 +192,7 @@ public sealed partial class Engine : IRuntime
     /// <summary>Checks and encodes a request and puts it in the queue, holding its adapter.</summary>
     private Generation Accept(GenerationRequest request)
     {
-        request.Check(config.VocabSize);
+        request.Check(tokenizer.Size);
         var prompt = request.Messages is { } messages
             ? tokenizer.Encode(template.Render(messages, request.Tools, addGenerationPrompt: true))
             : tokenizer.Encode(request.Prompt!, addSpecialTokens: true);
@@ -292,7 +295,7 @@ public sealed partial class Engine : IRuntime
             var generation = (Generation)slice.Sequence;
             generation.Read(slice.First + slice.Rows);
             if (!slice.Sample) continue;
-            var row = logits.AsSpan(tokens.Count * model.Vocabulary, model.Vocabulary);
+            var row = logits.AsSpan(tokens.Count * model.Vocabulary, tokenizer.Size);
             var sampled = sampler.Sample(row, generation.Sampling);
             tokens.Add(sampled?.Token ?? 0);
             if (sampled is { } good) generation.Take(good);

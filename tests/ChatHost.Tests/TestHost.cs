@@ -8,6 +8,7 @@ using Microsoft.Extensions.Logging;
 using TenantLora.ChatHost.Security;
 using TenantLora.Connector;
 using TenantLora.Runtime;
+using TenantLora.Tests;
 
 namespace TenantLora.ChatHost.Tests;
 
@@ -40,10 +41,11 @@ internal sealed class TestHost : IAsyncDisposable
     /// <summary>Starts with the demo model.</summary>
     public static Task<TestHost> StartRealAsync(params string[] settings) => StartAsync(_ => { }, settings);
 
-    private static async Task<TestHost> StartAsync(Action<IServiceCollection> more, string[] settings)
+    /// <summary>Starts with the demo model but for what <paramref name="more"/> puts in its place.</summary>
+    public static async Task<TestHost> StartAsync(Action<IServiceCollection> more, string[] settings)
     {
         var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
-        string[] args = ["--urls=http://127.0.0.1:0", $"--TenantLora:Data={data}", .. settings.Select(s => s.StartsWith("--", StringComparison.Ordinal) ? s : "--TenantLora:" + s)];
+        string[] args = ["--urls=http://127.0.0.1:0", $"--TenantLora:Data={data}", $"--webroot={Repo.Path("src", "ChatHost", "wwwroot")}", .. settings.Select(s => s.StartsWith("--", StringComparison.Ordinal) ? s : "--TenantLora:" + s)];
         var app = Program.Build(args, builder =>
         {
             builder.Logging.ClearProviders();
@@ -83,7 +85,7 @@ internal sealed class TestHost : IAsyncDisposable
         Directory.Delete(data, recursive: true);
     }
 
-    private static Serving Fake(IRuntime runtime)
+    public static Serving Fake(IRuntime runtime)
     {
         var catalog = new AdapterCatalog("demo-7m");
         catalog.Set("harbor", "harbor", HarborDigest);

@@ -34,7 +34,10 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
     /// <summary>How it ended: <c>stop</c>, <c>length</c>, <c>stopped</c> or an error's code. Null while it runs.</summary>
     public string? Outcome { get; private set; }
 
-    public void Stop() => stop.Cancel();
+    public void Stop()
+    {
+        if (Outcome is null) stop.Cancel(); // an ended one may be disposed already
+    }
 
     /// <summary>Runs to the end, whoever listens. Never throws: what goes wrong is the last event.</summary>
     /// <param name="answer">Opens the stream; called once, with the token that <see cref="Stop"/> cancels.</param>
@@ -103,7 +106,12 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
         }
     }
 
-    public void Dispose() => stop.Dispose();
+    /// <summary>Only after the end.</summary>
+    public void Dispose()
+    {
+        frame?.Dispose();
+        stop.Dispose();
+    }
 
     private void Take(GenerationEvent next)
     {

@@ -13,7 +13,10 @@ namespace TenantLora.ChatHost.Chat;
 internal sealed partial class Generations(
     Serving serving, Admission admission, HostMetrics metrics, IOptions<TenantLoraOptions> options, ILogger<Generations> log)
 {
+    private const int MostKept = 256; // ended ones of one tenant; more are forgotten before their time
+
     private readonly ConcurrentDictionary<string, Generation> all = new(StringComparer.Ordinal);
+    private readonly Dictionary<string, Queue<Generation>> ended = new(StringComparer.Ordinal); // by tenant, oldest first
 
     /// <summary>Begins an answer, which goes on without its caller.</summary>
     /// <exception cref="TenantLoraException">Refused at once.</exception>
@@ -44,9 +47,30 @@ internal sealed partial class Generations(
         using (lease)
             await generation.RunAsync(token => serving.Client.GenerateAsync(request, token), e => Broke(log, generation.Id, e), admission.Ended);
         metrics.Ended("hub", generation.Outcome!);
+        Keep(generation);
         await Task.Delay(TimeSpan.FromSeconds(options.Value.KeepSeconds));
-        all.TryRemove(generation.Id, out _);
+        Forget(generation);
         generation.Dispose();
+    }
+
+    private void Keep(Generation generation)
+    {
+        lock (ended)
+        {
+            if (!ended.TryGetValue(generation.Tenant, out var mine)) ended[generation.Tenant] = mine = new();
+            mine.Enqueue(generation);
+            if (mine.Count > MostKept) all.TryRemove(mine.Dequeue().Id, out _);
+        }
+    }
+
+    private void Forget(Generation generation)
+    {
+        all.TryRemove(generation.Id, out _);
+        lock (ended)
+        {
+            var mine = ended[generation.Tenant];
+            while (mine.TryPeek(out var oldest) && !all.ContainsKey(oldest.Id)) mine.Dequeue();
+        }
     }
 
     [LoggerMessage(LogLevel.Error, "Generation {Id} failed")]

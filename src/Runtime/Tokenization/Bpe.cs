@@ -88,13 +88,14 @@ internal sealed class Bpe
     private static void Append(int id, List<Symbol> symbols) => symbols.Add(new Symbol(id, symbols.Count - 1, symbols.Count + 1));
 
     /// <summary>A merged-away symbol keeps its place with id −1, so positions stay valid in the queue.</summary>
-    private void Merge(Span<Symbol> symbols, PriorityQueue<int, (int Rank, int Position)> queue)
+    private void Merge(Span<Symbol> symbols, PriorityQueue<int, long> queue)
     {
         queue.Clear();
         for (var i = 0; i + 1 < symbols.Length; i++) Offer(symbols, i, i + 1, queue);
         while (queue.TryDequeue(out var merged, out var key))
         {
-            ref var left = ref symbols[key.Position];
+            var position = (int)key;
+            ref var left = ref symbols[position];
             if (left.Id < 0 || left.Next >= symbols.Length) continue;
             ref var right = ref symbols[left.Next];
             // Either side may have been merged since this was queued.
@@ -105,16 +106,17 @@ internal sealed class Bpe
             right.Id = -1;
             if (left.Next < symbols.Length)
             {
-                symbols[left.Next].Previous = key.Position;
-                Offer(symbols, key.Position, left.Next, queue);
+                symbols[left.Next].Previous = position;
+                Offer(symbols, position, left.Next, queue);
             }
-            if (left.Previous >= 0) Offer(symbols, left.Previous, key.Position, queue);
+            if (left.Previous >= 0) Offer(symbols, left.Previous, position, queue);
         }
     }
 
-    private void Offer(Span<Symbol> symbols, int left, int right, PriorityQueue<int, (int, int)> queue)
+    /// <summary>Ordered by rank, then by position: one number, since comparing pairs is what a long word would spend its time on.</summary>
+    private void Offer(Span<Symbol> symbols, int left, int right, PriorityQueue<int, long> queue)
     {
-        if (merges.TryGetValue((symbols[left].Id, symbols[right].Id), out var merge)) queue.Enqueue(merge.Id, (merge.Rank, left));
+        if (merges.TryGetValue((symbols[left].Id, symbols[right].Id), out var merge)) queue.Enqueue(merge.Id, (long)merge.Rank << 32 | (uint)left);
     }
 
     internal struct Symbol(int id, int previous, int next)
@@ -129,6 +131,6 @@ internal sealed class Bpe
     {
         public List<Symbol> Symbols { get; } = [];
 
-        public PriorityQueue<int, (int Rank, int Position)> Queue { get; } = new();
+        public PriorityQueue<int, long> Queue { get; } = new();
     }
 }

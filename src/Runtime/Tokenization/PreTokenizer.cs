@@ -16,8 +16,8 @@ internal enum Cutting { Removed, Isolated, MergedWithPrevious, MergedWithNext, C
 /// <summary>A step that cuts text into the words which <see cref="Bpe"/> then encodes one by one. Immutable.</summary>
 internal abstract class PreTokenizer
 {
-    /// <summary>Appends what becomes of a piece; pieces left empty are dropped.</summary>
-    public abstract void Apply(Piece piece, List<Piece> output);
+    /// <summary>Appends what becomes of the pieces; what is left empty is dropped.</summary>
+    public abstract void Apply(List<Piece> pieces, List<Piece> output);
 
     private static void Emit(Piece piece, int start, int end, List<Piece> output)
     {
@@ -51,14 +51,13 @@ internal abstract class PreTokenizer
     /// <summary>Several in order.</summary>
     public sealed class Sequence(IReadOnlyList<PreTokenizer> steps) : PreTokenizer
     {
-        public override void Apply(Piece piece, List<Piece> output)
+        public override void Apply(List<Piece> pieces, List<Piece> output)
         {
-            List<Piece> pieces = [piece], next = [];
             foreach (var step in steps)
             {
-                foreach (var each in pieces) step.Apply(each, next);
-                (pieces, next) = (next, pieces);
-                next.Clear();
+                var next = new List<Piece>(pieces.Count);
+                step.Apply(pieces, next);
+                pieces = next;
             }
             output.AddRange(pieces);
         }
@@ -67,13 +66,17 @@ internal abstract class PreTokenizer
     /// <summary>Cuts at the matches of a pattern.</summary>
     public sealed class Split(Pattern pattern, Cutting cutting, bool invert) : PreTokenizer
     {
-        public override void Apply(Piece piece, List<Piece> output)
+        public override void Apply(List<Piece> pieces, List<Piece> output)
         {
             var cuts = new List<(int Start, int End, bool IsMatch)>();
-            pattern.Cut(piece.Source, piece.Start, piece.End, cuts);
-            if (invert)
-                for (var i = 0; i < cuts.Count; i++) cuts[i] = cuts[i] with { IsMatch = !cuts[i].IsMatch };
-            Emit(piece, cuts, cutting, output);
+            foreach (var piece in pieces)
+            {
+                cuts.Clear();
+                pattern.Cut(piece.Source, piece.Start, piece.End, cuts);
+                if (invert)
+                    for (var i = 0; i < cuts.Count; i++) cuts[i] = cuts[i] with { IsMatch = !cuts[i].IsMatch };
+                Emit(piece, cuts, cutting, output);
+            }
         }
     }
 
@@ -86,9 +89,19 @@ internal abstract class PreTokenizer
         /// <summary>Unicode's punctuation, and the ASCII characters that Unicode calls symbols.</summary>
         public static CodePointSet Punctuation { get; } = CodePointSet.ByProperty("P")!.Add('!', '/').Add(':', '@').Add('[', '`').Add('{', '~');
 
-        public override void Apply(Piece piece, List<Piece> output)
+        public override void Apply(List<Piece> pieces, List<Piece> output)
         {
             var cuts = new List<(int Start, int End, bool IsMatch)>();
+            foreach (var piece in pieces)
+            {
+                cuts.Clear();
+                Cut(piece, cuts);
+                Emit(piece, cuts, cutting, output);
+            }
+        }
+
+        private void Cut(Piece piece, List<(int Start, int End, bool IsMatch)> cuts)
+        {
             var (at, covered) = (piece.Start, piece.Start);
             foreach (var rune in piece.Text.EnumerateRunes())
             {
@@ -102,35 +115,41 @@ internal abstract class PreTokenizer
                 at = next;
             }
             if (covered < piece.End) cuts.Add((covered, piece.End, false));
-            Emit(piece, cuts, cutting, output);
         }
     }
 
     /// <summary>Writes each UTF-8 byte as one printable character (<see cref="ByteAlphabet"/>), having cut by GPT-2's pattern if asked to.</summary>
     public sealed class ByteLevel(bool addPrefixSpace, bool cut) : PreTokenizer
     {
-        private static readonly Pattern Gpt2 = Pattern.Parse(@"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+");
+        private static readonly Split Gpt2 = new(Pattern.Parse(@"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"), Cutting.Isolated, invert: false);
 
-        public override void Apply(Piece piece, List<Piece> output)
+        public override void Apply(List<Piece> pieces, List<Piece> output)
         {
-            if (addPrefixSpace && !piece.Text.StartsWith(' ')) piece = WithPrefix(piece, ' ');
-            var words = new List<(int Start, int End, bool)>();
-            if (cut) Gpt2.Cut(piece.Source, piece.Start, piece.End, words);
-            else words.Add((piece.Start, piece.End, false));
+            if (addPrefixSpace) pieces = [.. pieces.Select(piece => piece.Text.StartsWith(' ') ? piece : WithPrefix(piece, ' '))];
+            if (cut)
+            {
+                var words = new List<Piece>(pieces.Count);
+                Gpt2.Apply(pieces, words);
+                pieces = words;
+            }
+            // All words share one string, so a long text costs one allocation and not one a word.
+            var spelled = string.Create(pieces.Sum(piece => Encoding.UTF8.GetByteCount(piece.Text)), pieces, Spell);
+            var start = 0;
+            foreach (var piece in pieces)
+            {
+                var end = start + Encoding.UTF8.GetByteCount(piece.Text);
+                if (end > start) output.Add(new Piece(spelled, start, end, piece.First));
+                start = end;
+            }
+        }
 
-            // All words of the piece share one string, so a long text costs one allocation and not one a word.
-            var bytes = new char[Encoding.UTF8.GetByteCount(piece.Text)];
-            var borders = new int[words.Count + 1];
+        private static void Spell(Span<char> spelled, List<Piece> pieces)
+        {
             var length = 0;
             Span<byte> utf8 = stackalloc byte[4];
-            foreach (var (index, (start, end, _)) in words.Index())
-            {
-                foreach (var rune in piece.Source.AsSpan(start, end - start).EnumerateRunes())
-                    foreach (var b in utf8[..rune.EncodeToUtf8(utf8)]) bytes[length++] = ByteAlphabet.ToChar(b);
-                borders[index + 1] = length;
-            }
-            var spelled = new Piece(new string(bytes, 0, length), 0, length, piece.First);
-            for (var i = 0; i < words.Count; i++) Emit(spelled, borders[i], borders[i + 1], output);
+            foreach (var piece in pieces)
+                foreach (var rune in piece.Text.EnumerateRunes())
+                    foreach (var b in utf8[..rune.EncodeToUtf8(utf8)]) spelled[length++] = ByteAlphabet.ToChar(b);
         }
     }
 
@@ -139,18 +158,18 @@ internal abstract class PreTokenizer
     {
         public enum Prepend { Always, First, Never }
 
-        public override void Apply(Piece piece, List<Piece> output)
+        public override void Apply(List<Piece> pieces, List<Piece> output)
+        {
+            foreach (var piece in pieces) Apply(piece, output);
+        }
+
+        private void Apply(Piece piece, List<Piece> output)
         {
             var text = piece.Text.ToString().Replace(' ', replacement);
             piece = new Piece(text, 0, text.Length, piece.First);
             if (!text.StartsWith(replacement) && (prepend == Prepend.Always || (prepend == Prepend.First && piece.First))) piece = WithPrefix(piece, replacement);
-            if (!split)
-            {
-                Emit(piece, piece.Start, piece.End, output);
-                return;
-            }
-            var start = piece.Start;
-            for (var i = piece.Start + 1; i < piece.End; i++)
+            var start = 0;
+            for (var i = 1; split && i < piece.End; i++)
             {
                 if (piece.Source[i] != replacement) continue;
                 Emit(piece, start, i, output);

@@ -122,33 +122,24 @@ internal static class PythonJson
         if (!raw.AsSpan().ContainsAny('.', 'e', 'E')) return raw == "-0" ? "0" : raw;
         var value = double.Parse(raw, CultureInfo.InvariantCulture);
         if (!double.IsFinite(value)) return value > 0 ? "Infinity" : "-Infinity";
-        var scientific = value.ToString("E16", CultureInfo.InvariantCulture);
-        var exponent = value == 0 ? 0 : int.Parse(scientific[(scientific.IndexOf('E', StringComparison.Ordinal) + 1)..], CultureInfo.InvariantCulture);
-        var shortest = value.ToString("R", CultureInfo.InvariantCulture);
-        return exponent is >= -4 and < 16 ? Plain(shortest, exponent) : Scientific(shortest, exponent);
-    }
-
-    /// <summary>The digits and the sign of a shortest round-trip spelling, whichever notation it is in.</summary>
-    private static (string Sign, string Digits) Digits(string shortest)
-    {
-        var sign = shortest.StartsWith('-') ? "-" : "";
-        var mantissa = shortest[sign.Length..].Split('E')[0];
-        var digits = mantissa.Replace(".", "", StringComparison.Ordinal).TrimStart('0').TrimEnd('0');
-        return (sign, digits.Length == 0 ? "0" : digits);
-    }
-
-    private static string Plain(string shortest, int exponent)
-    {
-        var (sign, digits) = Digits(shortest);
+        var (sign, digits, exponent) = Take(value.ToString("R", CultureInfo.InvariantCulture));
+        if (exponent is < -4 or >= 16)
+            return string.Create(CultureInfo.InvariantCulture, $"{sign}{digits[0]}{(digits.Length > 1 ? "." : "")}{digits[1..]}e{(exponent < 0 ? '-' : '+')}{Math.Abs(exponent):00}");
         if (exponent < 0) return $"{sign}0.{new string('0', -exponent - 1)}{digits}";
-        digits = digits.PadRight(exponent + 1, '0');
-        return $"{sign}{digits[..(exponent + 1)]}.{(digits.Length > exponent + 1 ? digits[(exponent + 1)..] : "0")}";
+        digits = digits.PadRight(exponent + 2, '0');
+        return $"{sign}{digits[..(exponent + 1)]}.{digits[(exponent + 1)..]}";
     }
 
-    private static string Scientific(string shortest, int exponent)
+    /// <summary>Takes a shortest round-trip spelling apart, whichever notation it is in: the value is sign d.ddd · 10^exponent.</summary>
+    private static (string Sign, string Digits, int Exponent) Take(string shortest)
     {
-        var (sign, digits) = Digits(shortest);
-        var fraction = digits.Length > 1 ? "." + digits[1..] : "";
-        return string.Create(CultureInfo.InvariantCulture, $"{sign}{digits[0]}{fraction}e{(exponent < 0 ? '-' : '+')}{Math.Abs(exponent):00}");
+        var sign = shortest[0] == '-' ? "-" : "";
+        var parts = shortest[sign.Length..].Split('E');
+        var point = parts[0].IndexOf('.', StringComparison.Ordinal) is >= 0 and var at ? at : parts[0].Length;
+        var all = parts[0].Replace(".", "", StringComparison.Ordinal);
+        var digits = all.TrimStart('0');
+        if (digits.Length == 0) return (sign, "0", 0);
+        var exponent = point - 1 - (all.Length - digits.Length) + (parts.Length > 1 ? int.Parse(parts[1], CultureInfo.InvariantCulture) : 0);
+        return (sign, digits.TrimEnd('0'), exponent);
     }
 }

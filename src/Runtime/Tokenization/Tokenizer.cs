@@ -93,7 +93,6 @@ internal sealed class Tokenizer
     private void Encode(string text, bool[]? untrusted, List<int> ids)
     {
         text = WithoutLoneSurrogates(text);
-        var words = new List<Piece>();
         var scratch = new Bpe.Scratch();
         foreach (var (start, end, token) in parts.InText.Cut(text, untrusted))
         {
@@ -111,10 +110,12 @@ internal sealed class Tokenizer
                     ids.Add(normalizedToken.Id);
                     continue;
                 }
-                words.Clear();
-                var piece = new Piece(normalized.Text, from, to, First: start == 0 && from == 0);
-                if (parts.PreTokenizer is { } cut) cut.Apply(piece, words);
-                else words.Add(piece);
+                List<Piece> words = [new Piece(normalized.Text, from, to, First: start == 0 && from == 0)];
+                if (parts.PreTokenizer is { } preTokenizer)
+                {
+                    var whole = words;
+                    preTokenizer.Apply(whole, words = []);
+                }
                 foreach (var word in words) parts.Model.Encode(word.Text, scratch, ids);
             }
         }

@@ -95,12 +95,13 @@ internal sealed class TokenizerFile
         var byId = new string?[count];
         foreach (var entry in vocabulary.EnumerateObject())
         {
-            var field = $"vocab[\"{entry.Name}\"]";
             if (entry.Value.ValueKind != JsonValueKind.Number || !entry.Value.TryGetInt32(out var id) || id < 0 || id >= count)
-                model.Refuse(field, $"an id from 0 to {count - 1} ({count} tokens without a gap)", JsonFields.Describe(entry.Value));
-            else if (byId[id] is { } other) model.Refuse(field, "an id of its own", $"{id}, which is \"{other}\"");
-            else if (!ids.TryAdd(entry.Name, id)) model.Refuse(field, "one entry", "several");
+                Refuse($"an id from 0 to {count - 1} ({count} tokens without a gap)", JsonFields.Describe(entry.Value));
+            else if (byId[id] is { } other) Refuse("an id of its own", $"{id}, which is \"{other}\"");
+            else if (!ids.TryAdd(entry.Name, id)) Refuse("one entry", "several");
             else byId[id] = entry.Name;
+
+            void Refuse(string expected, string found) => model.Refuse($"vocab[\"{entry.Name}\"]", expected, found);
         }
         tokens.AddRange(byId.Select(token => token ?? ""));
     }

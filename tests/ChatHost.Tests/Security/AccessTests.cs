@@ -3,6 +3,7 @@ using System.Net.Http.Headers;
 using System.Text.Json;
 using Microsoft.AspNetCore.Routing;
 using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
 using TenantLora.ChatHost.Security;
 
 namespace TenantLora.ChatHost.Tests.Security;
@@ -124,6 +125,34 @@ public sealed class AccessTests
     }
 
     [Fact]
+    public async Task A_page_that_points_its_own_name_at_this_machine_is_refused()
+    {
+        await using var host = await TestHost.StartAsync(new FakeRuntime());
+        using var client = host.Client();
+        using var request = new HttpRequestMessage(HttpMethod.Get, "/api/site");
+        request.Headers.Host = $"evil.example:{host.Url.Port}";
+        Assert.Equal(HttpStatusCode.BadRequest, (await client.SendAsync(request)).StatusCode);
+    }
+
+    [Fact]
+    public async Task No_key_token_or_prompt_reaches_the_log_however_much_is_logged()
+    {
+        using var log = new LogCapture();
+        await using var host = await TestHost.StartAsync(services => services.AddSingleton(_ => TestHost.Fake(new FakeRuntime())).AddLogging(logging => logging.AddProvider(log)),
+            ["--Logging:LogLevel:Default=Trace", "--Logging:LogLevel:Microsoft=Information", "--Logging:LogLevel:Microsoft.AspNetCore.Hosting=Trace"]);
+        await using (var hub = await HubConnection.OpenAsync(host.Url, host.Keys["harbor"]))
+            await hub.CollectAsync("Send", """{"messages":[{"role":"user","content":"canary prompt"}]}""");
+        using var client = host.Client();
+        using var answer = await client.PostAsync("/v1/chat/completions", TestHost.Json("""{"model":"harbor","messages":[{"role":"user","content":"canary prompt"}]}"""));
+        using var session = await client.PostAsync("/api/session", TestHost.Json($$"""{"key":"{{host.Keys["harbor"]}}"}"""));
+        var text = string.Join('\n', log.Lines);
+        Assert.NotEmpty(text);
+        Assert.DoesNotContain(host.Keys["harbor"], text, StringComparison.Ordinal);
+        Assert.DoesNotContain((await TestHost.ReadAsync(session)).GetProperty("token").GetString()!, text, StringComparison.Ordinal);
+        Assert.DoesNotContain("canary", text, StringComparison.Ordinal);
+    }
+
+    [Fact]
     public void Demo_keys_are_kept_privately_and_stay()
     {
         var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
@@ -137,5 +166,24 @@ public sealed class AccessTests
         Assert.Null(first.FindByKey(second.DemoKeys["b"]));
         if (!OperatingSystem.IsWindows()) Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(Path.Combine(data, "demo-keys.json")));
         Directory.Delete(data, recursive: true);
+    }
+
+    private sealed class LogCapture : ILoggerProvider, ILogger
+    {
+        public System.Collections.Concurrent.ConcurrentQueue<string> Lines { get; } = new();
+
+        public ILogger CreateLogger(string categoryName) => this;
+
+        public IDisposable? BeginScope<TState>(TState state)
+            where TState : notnull => null;
+
+        public bool IsEnabled(LogLevel logLevel) => true;
+
+        public void Log<TState>(LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter) =>
+            Lines.Enqueue(formatter(state, exception));
+
+        public void Dispose()
+        {
+        }
     }
 }

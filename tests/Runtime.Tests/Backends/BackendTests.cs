@@ -218,9 +218,9 @@ public abstract unsafe class BackendTests : IDisposable
     [Fact]
     public void A_long_context_is_attended_as_a_short_one()
     {
-        var shape = Shape(8, 2, 64, 0);
-        var input = Values(700, 12 * 64);
-        var chunked = AttendInSteps(shape, null, 16, [input], [[256], [256], [187], [1]], shuffle: 2)[0];
+        var shape = Shape(4, 1, 32, 0);
+        var input = Values(500, 6 * 32);
+        var chunked = AttendInSteps(shape, null, 16, [input], [[256], [243], [1]], shuffle: 2)[0];
         AssertClose(PlainAttention(shape, null, input), chunked, 4);
     }
 
@@ -497,7 +497,7 @@ public abstract unsafe class BackendTests : IDisposable
         return [.. segments];
     }
 
-    private static AttentionShape Shape(int heads, int kvHeads, int headDim, int window) =>
+    private protected static AttentionShape Shape(int heads, int kvHeads, int headDim, int window) =>
         new(2, heads, kvHeads, headDim, [.. Enumerable.Range(0, headDim / 2).Select(i => MathF.Pow(10000, -2f * i / headDim))], [0, window]);
 
     // ---- The judges: the seam's lines of semantics as loops
@@ -559,7 +559,7 @@ public abstract unsafe class BackendTests : IDisposable
             {
                 var q = Head(r, h, norms?.Query);
                 var first = window == 0 ? 0 : Math.Max(0, r - window + 1);
-                var weights = Enumerable.Range(first, r + 1 - first).Select(p => Math.Exp(q.Zip(keys[p], (a, b) => a * b).Sum() / Math.Sqrt(d))).ToArray();
+                var weights = Enumerable.Range(first, r + 1 - first).Select(p => Math.Exp(Dot(q, keys[p]) / Math.Sqrt(d))).ToArray();
                 var total = weights.Sum();
                 for (var p = first; p <= r; p++)
                     for (var i = 0; i < d; i++)
@@ -569,20 +569,29 @@ public abstract unsafe class BackendTests : IDisposable
         return result;
     }
 
+    private static double Dot(double[] a, double[] b)
+    {
+        var sum = 0.0;
+        for (var i = 0; i < a.Length; i++) sum += a[i] * b[i];
+        return sum;
+    }
+
     private protected void AssertClose(double[,] expected, float[,] actual, double slack = 1)
     {
         var largest = expected.Cast<double>().Max(Math.Abs);
         for (var r = 0; r < expected.GetLength(0); r++)
             for (var c = 0; c < expected.GetLength(1); c++)
-                Assert.True(Math.Abs(expected[r, c] - actual[r, c]) <= slack * Tolerance * largest, $"[{r}, {c}]: expected {expected[r, c]}, found {actual[r, c]}, largest {largest}");
+                if (!(Math.Abs(expected[r, c] - actual[r, c]) <= slack * Tolerance * largest))
+                    Assert.Fail($"[{r}, {c}]: expected {expected[r, c]}, found {actual[r, c]}, largest {largest}");
     }
 
     private protected static void AssertSameBits(float[,] expected, float[,] actual)
     {
         Assert.Equal((expected.GetLength(0), expected.GetLength(1)), (actual.GetLength(0), actual.GetLength(1)));
-        for (var r = 0; r < expected.GetLength(0); r++)
-            for (var c = 0; c < expected.GetLength(1); c++) AssertSameBits(expected[r, c], actual[r, c]);
+        Assert.True(MemoryMarshal.AsBytes(Flat(expected)).SequenceEqual(MemoryMarshal.AsBytes(Flat(actual))));
     }
+
+    private static Span<float> Flat(float[,] values) => MemoryMarshal.CreateSpan(ref values[0, 0], values.Length);
 
     private protected static void AssertSameBits(float expected, float actual) => Assert.Equal(BitConverter.SingleToUInt32Bits(expected), BitConverter.SingleToUInt32Bits(actual));
 

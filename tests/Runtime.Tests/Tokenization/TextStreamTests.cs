@@ -14,7 +14,7 @@ public sealed class TextStreamTests
         using var temporary = Temporary(kind);
         var tokenizer = Tokenizer.Load(temporary?.Directory ?? Repo.Fixture("tokenizers", kind));
         var random = new Random(kind.Length);
-        for (var round = 0; round < 3000; round++)
+        for (var round = 0; round < 1000; round++)
         {
             var ids = RandomIds(tokenizer, random);
             var skipSpecial = random.Next(2) == 0;
@@ -89,8 +89,8 @@ public sealed class TextStreamTests
         var stream = new TextStream(tokenizer, [new string('a', 1000) + "b"]);
         var id = tokenizer.Find("a")!.Value;
         var length = 0;
-        for (var i = 0; i < 1_000_000; i++) length += stream.Push(id).Length;
-        Assert.Equal(1_000_000, length + stream.Finish().Length);
+        for (var i = 0; i < 200_000; i++) length += stream.Push(id).Length;
+        Assert.Equal(200_000, length + stream.Finish().Length);
     }
 
     private static int[] RandomIds(Tokenizer tokenizer, Random random)

@@ -4,18 +4,18 @@ namespace TenantLora.Runtime.Backends.Cpu;
 
 /// <summary>
 /// An adapter's compact factors in one piece of memory, in their stored types, so that unloading gives it all back. A and A_vec lie as
-/// in the file. B and B_vec, which the file has across the direction of work, are turned into tiles of <c>tileOutputs</c>: for each tile
-/// rank rows of so many outputs, the last tile filled up with zeros, so that expanding reads one straight stream.
+/// in the file. B and B_vec are turned into tiles of outputs, for each tile rank rows of so many, so that expanding reads one straight
+/// stream of whole registers; the last tile is narrower, and its last register filled up with zeros.
 /// </summary>
 internal sealed unsafe class CpuAdapter : DeviceAdapter
 {
     private readonly CpuLora?[] modules;
     private byte* data;
 
-    public CpuAdapter(LoraModules source, int tileOutputs)
+    public CpuAdapter(LoraModules source, int tileOutputs, int lanes)
     {
         modules = new CpuLora?[source.Layers * 7];
-        Bytes = source.All.Sum(m => Size(m.A) + Size(m.AVec) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, tileOutputs) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, tileOutputs));
+        Bytes = source.All.Sum(m => Size(m.A) + Size(m.AVec) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, lanes) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, lanes));
         data = (byte*)NativeMemory.AlignedAlloc((nuint)Math.Max(Bytes, 1), Alignment);
         var free = data;
         for (var layer = 0; layer < source.Layers; layer++)
@@ -26,9 +26,9 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
                 modules[(layer * 7) + (int)projection] = new CpuLora(m)
                 {
                     A = Copy(m.A, ref free),
-                    B = Tile(m.B, m.ChunkHeight, rank, outputStride: rank, rankStride: 1, tileOutputs, ref free),
+                    B = Tile(m.B, m.ChunkHeight, rank, outputStride: rank, rankStride: 1, tileOutputs, lanes, ref free),
                     AVec = Copy(m.AVec, ref free),
-                    BVec = Tile(m.BVec, m.Outputs, m.UnsharedRank, outputStride: 1, rankStride: m.Outputs, tileOutputs, ref free),
+                    BVec = Tile(m.BVec, m.Outputs, m.UnsharedRank, outputStride: 1, rankStride: m.Outputs, tileOutputs, lanes, ref free),
                 };
                 MaxRank = Math.Max(MaxRank, Math.Max(rank, m.UnsharedRank));
             }
@@ -43,10 +43,15 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
 
     public CpuLora? this[int layer, Projection projection] => modules[(layer * 7) + (int)projection];
 
+    /// <summary>Outputs in a tile, given how many are left from its first.</summary>
+    public static int TileWidth(int left, int tileOutputs, int lanes) => Math.Min(tileOutputs, RoundUp(left, lanes));
+
     private static long Size(HostTensor? tensor) => Align(tensor?.Bytes ?? 0);
 
-    private static long TiledSize(HostTensor? tensor, int outputs, int rank, int tileOutputs) =>
-        tensor is null ? 0 : Align((outputs + tileOutputs - 1) / tileOutputs * (long)tileOutputs * rank * tensor.Type.Size());
+    private static long TiledSize(HostTensor? tensor, int outputs, int rank, int lanes) =>
+        tensor is null ? 0 : Align((long)RoundUp(outputs, lanes) * rank * tensor.Type.Size());
+
+    private static int RoundUp(int count, int to) => (count + to - 1) / to * to;
 
     private static long Align(long bytes) => (bytes + Alignment - 1) & -Alignment;
 
@@ -59,21 +64,25 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
         return new Factor(to, tensor.Type);
     }
 
-    private static Factor Tile(HostTensor? tensor, int outputs, int rank, int outputStride, int rankStride, int tileOutputs, ref byte* free)
+    private static Factor Tile(HostTensor? tensor, int outputs, int rank, int outputStride, int rankStride, int tileOutputs, int lanes, ref byte* free)
     {
         if (tensor is null) return default;
         var to = free;
-        free += TiledSize(tensor, outputs, rank, tileOutputs);
+        free += TiledSize(tensor, outputs, rank, lanes);
         new Span<byte>(to, (int)(free - to)).Clear();
         var size = tensor.Type.Size();
         for (var o = 0; o < outputs; o++)
+        {
+            var first = o / tileOutputs * tileOutputs;
+            var width = TileWidth(outputs - first, tileOutputs, lanes);
             for (var k = 0; k < rank; k++)
             {
-                var cell = to + ((((nint)(o / tileOutputs) * rank) + k) * tileOutputs + (o % tileOutputs)) * size;
+                var cell = to + (((nint)first * rank) + ((nint)k * width) + (o - first)) * size;
                 var from = tensor.Data + (((nint)o * outputStride) + ((nint)k * rankStride)) * size;
                 if (size == 4) *(uint*)cell = *(uint*)from;
                 else *(ushort*)cell = *(ushort*)from;
             }
+        }
         return new Factor(to, tensor.Type);
     }
 

@@ -1,5 +1,5 @@
 using System.Diagnostics;
-using System.Runtime.Intrinsics;
+using System.Runtime.Intrinsics.Arm;
 
 namespace TenantLora.Runtime.Backends.Cpu;
 
@@ -17,14 +17,14 @@ internal sealed unsafe class CpuBackend : IBackend
     private Batch? batch;
 
     /// <param name="threads">The caller's own among them; 0: one a core.</param>
-    public CpuBackend(int threads)
+    /// <param name="lanes">Register width in floats: 4, 8 or 16; 0: the machine's. Another one is slower but right, for tests.</param>
+    public CpuBackend(int threads, int lanes = 0)
     {
+        lanes = lanes > 0 ? lanes : Kernels.LanesOfThisMachine;
         workers = new Workers(threads > 0 ? threads : Environment.ProcessorCount);
-        kernels = Kernels.ForThisMachine(workers);
-        var lanes = Vector512.IsHardwareAccelerated ? "AVX-512"
-            : Vector256.IsHardwareAccelerated ? "AVX2"
-            : System.Runtime.Intrinsics.Arm.AdvSimd.IsSupported ? "NEON" : "128-bit SIMD";
-        Name = $"cpu, {workers.Count} {(workers.Count == 1 ? "thread" : "threads")}, {lanes}";
+        kernels = Kernels.Create(lanes, workers);
+        var instructions = lanes == 16 ? "AVX-512" : lanes == 8 ? "AVX2" : AdvSimd.IsSupported ? "NEON" : "128-bit SIMD";
+        Name = $"cpu, {workers.Count} {(workers.Count == 1 ? "thread" : "threads")}, {instructions}";
     }
 
     public string Name { get; }

@@ -1,4 +1,5 @@
 using System.Runtime.CompilerServices;
+using System.Runtime.Intrinsics.X86;
 
 namespace TenantLora.Runtime.Backends.Cpu;
 
@@ -20,6 +21,9 @@ internal static unsafe class Dots<V> where V : struct, ILanes<V>
     public const int PanelOutputs = 4 * TileOutputs;
     private const int PanelDepth = 512;
     private const int BlockRows = 64;
+    private const int CacheLine = 64;
+
+    private static int TileFloats => TileOutputs * TileRows * V.Count;
 
     /// <summary>Strides in elements. Reads exactly w[.., 0..k) and x[.., 0..k).</summary>
     public static void Run<T>(byte* w, nint wStride, int outputs, float* x, nint xStride, int rows, int k, float* y, nint yStride) where T : struct, IStored
@@ -58,42 +62,51 @@ internal static unsafe class Dots<V> where V : struct, ILanes<V>
     }
 
     /// <summary>Up to a tile of rows, straight from the stored weights.</summary>
-    [SkipLocalsInit]
+    [SkipLocalsInit, MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void FewRows<T>(byte* w, nint wStride, int outputs, float* x, nint xStride, int rows, int k, float* y, nint yStride) where T : struct, IStored
     {
         var whole = k - (k % V.Count);
-        var sums = stackalloc float[TileOutputs * TileRows * Lanes.Most];
+        var sums = stackalloc float[TileFloats];
         for (var o = 0; o < outputs; o += TileOutputs)
         {
             var count = Math.Min(TileOutputs, outputs - o);
             var tile = w + (o * wStride * T.Size);
-            new Span<float>(sums, TileOutputs * TileRows * Lanes.Most).Clear();
+            new Span<float>(sums, TileFloats).Clear();
             Tile<T>(tile, wStride, count, x, xStride, rows, whole, sums);
             FinishTile<T>(sums, tile, wStride, count, x, xStride, rows, whole, k, y + o, yStride);
         }
     }
 
-    [SkipLocalsInit]
+    [SkipLocalsInit, MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void ManyRows<T>(byte* w, nint wStride, int outputs, float* x, nint xStride, int rows, int k, float* y, nint yStride) where T : struct, IStored
     {
-        const int TileFloats = TileOutputs * TileRows * Lanes.Most;
         var whole = k - (k % V.Count);
-        var panel = stackalloc float[PanelOutputs * PanelDepth];
-        var sums = stackalloc float[BlockRows / TileRows * (PanelOutputs / TileOutputs) * TileFloats]; // [row tile, output tile]
+        var rowTiles = (rows + TileRows - 1) / TileRows;
+        var panelRoom = stackalloc float[(PanelOutputs * PanelDepth) + (CacheLine / sizeof(float))];
+        var panel = (float*)(((nint)panelRoom + CacheLine - 1) & -CacheLine);
+        var sums = stackalloc float[rowTiles * (PanelOutputs / TileOutputs) * TileFloats]; // [row tile, output tile]
         for (var o = 0; o < outputs; o += PanelOutputs)
         {
             var count = Math.Min(PanelOutputs, outputs - o);
             var panelWeights = w + (o * wStride * T.Size);
-            new Span<float>(sums, BlockRows / TileRows * (PanelOutputs / TileOutputs) * TileFloats).Clear();
+            new Span<float>(sums, rowTiles * (PanelOutputs / TileOutputs) * TileFloats).Clear();
             for (var i = 0; i < whole; i += PanelDepth)
             {
                 var depth = Math.Min(PanelDepth, whole - i);
                 Widen<T>(panelWeights + (i * T.Size), wStride, count, depth, panel);
+                // While this panel is worked on, the next one comes from memory, a share with each tile of rows.
+                var more = i + PanelDepth < whole;
+                var next = more ? panelWeights + ((i + PanelDepth) * T.Size) : panelWeights + (PanelOutputs * wStride * T.Size);
+                var nextCount = more ? count : Math.Min(PanelOutputs, outputs - o - PanelOutputs);
+                var nextDepth = Math.Min(PanelDepth, more ? whole - i - PanelDepth : whole);
                 var tileSums = sums;
-                for (var r = 0; r < rows; r += TileRows)
+                for (var r = 0; r < rowTiles; r++)
+                {
+                    Prefetch<T>(next, wStride, r * nextCount / rowTiles, (r + 1) * nextCount / rowTiles, nextDepth);
                     for (var p = 0; p < count; p += TileOutputs, tileSums += TileFloats)
                         Tile<StoredF32>((byte*)(panel + (p * PanelDepth)), PanelDepth, Math.Min(TileOutputs, count - p),
-                            x + (r * xStride) + i, xStride, Math.Min(TileRows, rows - r), depth, tileSums);
+                            x + (r * TileRows * xStride) + i, xStride, Math.Min(TileRows, rows - (r * TileRows)), depth, tileSums);
+                }
             }
             var finished = sums;
             for (var r = 0; r < rows; r += TileRows)
@@ -101,6 +114,16 @@ internal static unsafe class Dots<V> where V : struct, ILanes<V>
                     FinishTile<T>(finished, panelWeights + (p * wStride * T.Size), wStride, Math.Min(TileOutputs, count - p),
                         x + (r * xStride), xStride, Math.Min(TileRows, rows - r), whole, k, y + (r * yStride) + o + p, yStride);
         }
+    }
+
+    /// <summary>Rows first … end − 1 of a panel of weights on their way into L2; what the hardware foresees ends with each row's run. A hint, never a fault.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Prefetch<T>(byte* w, nint wStride, int first, int end, int depth) where T : struct, IStored
+    {
+        if (!Sse.IsSupported) return;
+        for (var o = first; o < end; o++)
+            for (var i = 0; i < depth * T.Size; i += CacheLine)
+                Sse.Prefetch1(w + (o * wStride * T.Size) + i);
     }
 
     [MethodImpl(MethodImplOptions.AggressiveOptimization)]
@@ -151,6 +174,7 @@ internal static unsafe class Dots<V> where V : struct, ILanes<V>
         void Keep(int i, V sum) => sum.Store(sums + (i * V.Count));
     }
 
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
     private static void FinishTile<T>(float* sums, byte* w, nint wStride, int outputs, float* x, nint xStride, int rows, int whole, int k, float* y, nint yStride) where T : struct, IStored
     {
         for (var r = 0; r < rows; r++)

@@ -8,10 +8,15 @@ internal abstract unsafe class Kernels : IDisposable
     /// <summary>Multiply-adds below which waking a second thread costs more than it brings (about 2 µs).</summary>
     protected const long SmallestItem = 32 * 1024;
 
-    public static Kernels ForThisMachine(Workers workers) =>
-        Vector512.IsHardwareAccelerated ? new Kernels<Lanes512>(workers)
-        : Vector256.IsHardwareAccelerated ? new Kernels<Lanes256>(workers)
-        : new Kernels<Lanes128>(workers);
+    /// <summary>The lanes that this machine works on at once.</summary>
+    public static int LanesOfThisMachine => Vector512.IsHardwareAccelerated ? Lanes512.Count : Vector256.IsHardwareAccelerated ? Lanes256.Count : Lanes128.Count;
+
+    public static Kernels Create(int lanes, Workers workers) => lanes switch
+    {
+        16 => new Kernels<Lanes512>(workers),
+        8 => new Kernels<Lanes256>(workers),
+        _ => new Kernels<Lanes128>(workers),
+    };
 
     public abstract CpuAdapter LoadAdapter(LoraModules modules);
     public abstract void RmsNorm(CpuActivations x, float* weight, float epsilon, CpuActivations y);
@@ -28,7 +33,7 @@ internal sealed unsafe class Kernels<V>(Workers workers) : Kernels where V : str
 {
     private readonly Arena room = new(); // what a verb's items need, until the next verb
 
-    public override CpuAdapter LoadAdapter(LoraModules modules) => new(modules, LoraJob<V>.TileOutputs);
+    public override CpuAdapter LoadAdapter(LoraModules modules) => new(modules, LoraJob<V>.TileOutputs, V.Count);
 
     public override void RmsNorm(CpuActivations x, float* weight, float epsilon, CpuActivations y)
     {

@@ -17,8 +17,8 @@ internal readonly record struct LoraTile(CpuAdapter Adapter, int FirstRow, int R
 internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List<LoraTile> tiles, CpuActivations y, float* room, int maxRank) : IJob
     where V : struct, ILanes<V>
 {
-    /// <summary>Outputs of a tile of B: four registers, as many sums as hide an FMA's latency with one row.</summary>
-    public static int TileOutputs => 4 * V.Count;
+    /// <summary>Outputs of a tile of B: eight registers, as many sums as hide an FMA's latency with one row.</summary>
+    public static int TileOutputs => 8 * V.Count;
 
     /// <summary>Floats of <c>room</c> for each worker: sums of one chunk, z twice over, and a tile of B.</summary>
     public static int RoomFor(int maxRank) => Lanes.RoundUp(maxRank * ((3 * LoraTile.MostRows) + TileOutputs));
@@ -88,43 +88,80 @@ internal readonly unsafe struct LoraJob<V>(CpuActivations x, LoraSite site, List
         }
     }
 
-    /// <summary>y[r, i·height + t] += Σ_k B[t, k]·z[r, (k − i·shift) mod rank].</summary>
-    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    /// <summary>y[r, i·height + t] += Σ_k B[t, k]·z[r, (k − i·shift) mod rank]; see <see cref="CpuAdapter"/> for how B lies.</summary>
     private void Expand<T>(byte* b, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* widened, float* to) where T : struct, IStored
     {
-        var edge = stackalloc float[4 * Lanes.Most];
         for (var t = 0; t < height; t += TileOutputs)
         {
-            for (var i = 0; i < rank * TileOutputs; i += V.Count, b += V.Count * T.Size) T.Load<V>(b).Store(widened + i);
-            for (var i = 0; i < chunks; i++)
+            var width = CpuAdapter.TileWidth(height - t, TileOutputs, V.Count);
+            if (chunks * rows <= 2) ExpandTile<T>(b, width, t, rank, chunks, height, shift, outputs, z, rows, to);
+            else
             {
-                var start = (i * height) + t;
-                var count = Math.Min(TileOutputs, Math.Min(height - t, outputs - start));
-                if (count <= 0) break;
-                var rotation = (int)(rank - ((long)i * shift % rank)) % rank;
-                for (var r = 0; r < rows; r++)
-                {
-                    var zr = z + (r * 2 * rank) + rotation;
-                    var yr = to + ((nint)r * y.Cols) + start;
-                    V s0 = default, s1 = default, s2 = default, s3 = default;
-                    var w = widened;
-                    for (var k = 0; k < rank; k++, w += TileOutputs)
-                    {
-                        var zk = V.Broadcast(zr[k]);
-                        s0 = V.MultiplyAdd(V.Load(w), zk, s0);
-                        s1 = V.MultiplyAdd(V.Load(w + V.Count), zk, s1);
-                        s2 = V.MultiplyAdd(V.Load(w + (2 * V.Count)), zk, s2);
-                        s3 = V.MultiplyAdd(V.Load(w + (3 * V.Count)), zk, s3);
-                    }
-                    var at = count == TileOutputs ? yr : edge;
-                    if (at == edge) Buffer.MemoryCopy(yr, edge, count * sizeof(float), count * sizeof(float));
-                    (V.Load(at) + s0).Store(at);
-                    (V.Load(at + V.Count) + s1).Store(at + V.Count);
-                    (V.Load(at + (2 * V.Count)) + s2).Store(at + (2 * V.Count));
-                    (V.Load(at + (3 * V.Count)) + s3).Store(at + (3 * V.Count));
-                    if (at == edge) Buffer.MemoryCopy(edge, yr, count * sizeof(float), count * sizeof(float));
-                }
+                Widen<T>(b, rank * width, widened); // once for all chunks and rows
+                ExpandTile<StoredF32>((byte*)widened, width, t, rank, chunks, height, shift, outputs, z, rows, to);
             }
+            b += rank * width * T.Size;
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void Widen<T>(byte* from, int count, float* to) where T : struct, IStored
+    {
+        for (var i = 0; i < count; i += V.Count) T.Load<V>(from + (i * T.Size)).Store(to + i);
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private void ExpandTile<T>(byte* b, int width, int t, int rank, int chunks, int height, int shift, int outputs, float* z, int rows, float* to) where T : struct, IStored
+    {
+        for (var i = 0; i < chunks; i++)
+        {
+            var start = (i * height) + t;
+            var count = Math.Min(width, Math.Min(height - t, outputs - start));
+            if (count <= 0) break;
+            var rotated = z + ((rank - (int)((long)i * shift % rank)) % rank);
+            for (var r = 0; r < rows; r++, rotated += 2 * rank)
+            {
+                var yr = to + ((nint)r * y.Cols) + start;
+                if (count == TileOutputs) ExpandWhole<T>(b, rank, rotated, yr);
+                else
+                    for (var v = 0; v < count; v += V.Count) ExpandRegister<T>(b + (v * T.Size), width, rank, rotated, yr + v, Math.Min(V.Count, count - v));
+            }
+        }
+    }
+
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void ExpandWhole<T>(byte* b, int rank, float* z, float* y) where T : struct, IStored
+    {
+        V s0 = default, s1 = default, s2 = default, s3 = default, s4 = default, s5 = default, s6 = default, s7 = default;
+        for (var k = 0; k < rank; k++, b += TileOutputs * T.Size)
+        {
+            var zk = V.Broadcast(z[k]);
+            s0 = V.MultiplyAdd(T.Load<V>(b), zk, s0);
+            s1 = V.MultiplyAdd(T.Load<V>(b + (V.Count * T.Size)), zk, s1);
+            s2 = V.MultiplyAdd(T.Load<V>(b + (2 * V.Count * T.Size)), zk, s2);
+            s3 = V.MultiplyAdd(T.Load<V>(b + (3 * V.Count * T.Size)), zk, s3);
+            s4 = V.MultiplyAdd(T.Load<V>(b + (4 * V.Count * T.Size)), zk, s4);
+            s5 = V.MultiplyAdd(T.Load<V>(b + (5 * V.Count * T.Size)), zk, s5);
+            s6 = V.MultiplyAdd(T.Load<V>(b + (6 * V.Count * T.Size)), zk, s6);
+            s7 = V.MultiplyAdd(T.Load<V>(b + (7 * V.Count * T.Size)), zk, s7);
+        }
+        Add(0, s0); Add(1, s1); Add(2, s2); Add(3, s3); Add(4, s4); Add(5, s5); Add(6, s6); Add(7, s7);
+
+        void Add(int i, V sum) => (V.Load(y + (i * V.Count)) + sum).Store(y + (i * V.Count));
+    }
+
+    /// <summary>One register of a tile, of which <paramref name="count"/> outputs exist.</summary>
+    [MethodImpl(MethodImplOptions.AggressiveOptimization)]
+    private static void ExpandRegister<T>(byte* b, int width, int rank, float* z, float* y, int count) where T : struct, IStored
+    {
+        V sum = default;
+        for (var k = 0; k < rank; k++, b += width * T.Size) sum = V.MultiplyAdd(T.Load<V>(b), V.Broadcast(z[k]), sum);
+        if (count == V.Count) (V.Load(y) + sum).Store(y);
+        else
+        {
+            var edge = stackalloc float[Lanes.Most];
+            sum.Store(edge);
+            for (var i = 0; i < count; i++) y[i] += edge[i];
         }
     }
 }

@@ -46,6 +46,9 @@ internal sealed unsafe class Workers : IDisposable
     /// <summary>Threads, the caller's among them.</summary>
     public int Count => threads.Length + 1;
 
+    /// <summary>Threads that sleep now.</summary>
+    public int Parked => Volatile.Read(ref shared.Parked);
+
     public void Run<TJob>(int items, TJob job) where TJob : struct, IJob
     {
         if (items <= 1 || threads.Length == 0)
