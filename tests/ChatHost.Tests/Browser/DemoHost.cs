@@ -11,17 +11,17 @@ public sealed class DemoHost : IAsyncLifetime
 
     internal TestHost Host => host ?? throw new InvalidOperationException("The host has not started.");
 
-    /// <summary>The adapter folders behind the names that the tenant <c>studio</c> gives them; null: the base model.</summary>
+    /// <summary>The adapter folders behind the names that the tenant <c>studio</c> gives them, and the base model.</summary>
     internal static IReadOnlyDictionary<string, string> Studio { get; } = new Dictionary<string, string>
     {
         ["captain"] = "harbor", ["clerk"] = "ledger", ["gardener"] = "sprout", ["poet"] = "lantern", ["demo-7m"] = "base",
     };
 
-    /// <summary>What PyTorch in fp32 answers, greedily; <paramref name="adapter"/> may be <c>base</c>.</summary>
+    /// <summary>What PyTorch in fp32 answers, greedily, and how many tokens that is with the end token; <paramref name="adapter"/> may be <c>base</c>.</summary>
     internal static (string Text, int PromptTokens, int Tokens) Answer(string adapter, string question)
     {
         var found = Golden.Value.Single(g => g.GetProperty("adapter").GetString() == adapter && g.GetProperty("prompt").GetString() == question);
-        return (found.GetProperty("greedy").GetString()!, found.GetProperty("prompt_ids").GetArrayLength(), found.GetProperty("greedy_ids").GetArrayLength());
+        return (found.GetProperty("greedy").GetString()!, found.GetProperty("prompt_ids").GetArrayLength(), found.GetProperty("greedy_ids").GetArrayLength() + 1);
     }
 
     public async ValueTask InitializeAsync() =>

@@ -144,7 +144,7 @@ public sealed class StreamingTests(Chromium chromium)
         dictation.End(3);
         await tab.AnsweredAsync("one two three");
         Assert.Single(dictation.Runtime.Asked);
-        Assert.All(tab.Complaints, c => Assert.Contains(wire.Url.Authority, c, StringComparison.Ordinal)); // the browser's own word on a dead WebSocket
+        Assert.All(tab.Complaints, c => Assert.Matches("net::ERR_|WebSocket", c)); // the browser's own words on a dead network
     }
 
     [Fact]

@@ -89,7 +89,7 @@ internal sealed class Tab : IAsyncDisposable
     public async Task ShootAsync(string name)
     {
         if (Environment.GetEnvironmentVariable("TENANTLORA_SCREENSHOTS") is null or "") return;
-        await Page.ScreenshotAsync(new() { Path = Repo.Path("artifacts", "screenshots", name + ".png") });
+        await Page.ScreenshotAsync(new() { Path = Repo.Path("artifacts", "screenshots", name + ".png"), Animations = ScreenshotAnimations.Disabled });
     }
 
     public async ValueTask DisposeAsync() => await Page.Context.DisposeAsync();
