@@ -335,8 +335,14 @@ public sealed class EngineTests
         var copy = Directory.CreateTempSubdirectory("huge-").FullName;
         File.WriteAllText(Path.Combine(copy, "adapter_config.json"), File.ReadAllText(Path.Combine(directory, "adapter_config.json")).Replace("\"lora_alpha\": 16", "\"lora_alpha\": 1000000", StringComparison.Ordinal));
         var bytes = File.ReadAllBytes(Path.Combine(directory, "adapter_model.safetensors"));
-        var header = 8 + (int)BitConverter.ToInt64(bytes);
-        for (var i = header + 1; i < bytes.Length; i += 2) bytes[i] = 0x46;          // 8,192 to 32,640: each passes; scaled, gate · up · down overflows
+        var data = 8 + (int)BitConverter.ToInt64(bytes);
+        using var header = JsonDocument.Parse(bytes.AsMemory(8, data - 8));
+        foreach (var tensor in header.RootElement.EnumerateObject().Where(t => t.Name.Contains(".mlp.", StringComparison.Ordinal)))
+        {
+            var offsets = tensor.Value.GetProperty("data_offsets");
+            for (var i = data + offsets[0].GetInt32() + 1; i < data + offsets[1].GetInt32(); i += 2)
+                bytes[i] = 0x46;                        // 8,192 to 32,640: each passes; scaled, gate · up · down overflows
+        }
         File.WriteAllBytes(Path.Combine(copy, "adapter_model.safetensors"), bytes);
         return copy;
     }
