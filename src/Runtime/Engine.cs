@@ -149,7 +149,7 @@ public sealed partial class Engine : IRuntime
         var generation = Accept(request);
         var text = new TextStream(tokenizer, request.StopStrings);
         var reason = FinishReason.Stop;
-        var completion = 0;
+        var (completion, told) = (0, 0);
         try
         {
             yield return new GenerationQueued(Math.Max(0, Volatile.Read(ref waiting) - 1), generation.PromptLength);
@@ -167,14 +167,17 @@ public sealed partial class Engine : IRuntime
                         completion++;
                         var delta = endTokens.Contains(output.Value) ? "" : text.Push(output.Value);
                         if (delta.Length > 0 || request.Sampling.LogProbabilities is not null)
-                            yield return new TextDelta(delta) { LogProbabilities = Describe(request, output) };
+                        {
+                            yield return new TextDelta(delta) { Tokens = completion - told, LogProbabilities = Describe(request, output) };
+                            told = completion;
+                        }
                         break;
                 }
                 if (generation.FoundStop = text.Stopped) break;
             }
             if (!text.Stopped)
             {
-                if (text.Finish() is { Length: > 0 } rest) yield return new TextDelta(rest);
+                if (text.Finish() is { Length: > 0 } rest) yield return new TextDelta(rest) { Tokens = completion - told };
                 reason = text.Stopped ? FinishReason.Stop : generation.Finish!.Value;           // what was held may hold a stop string
             }
             yield return new GenerationDone(reason, new GenerationUsage(generation.PromptLength, completion), generation.Timings)

@@ -21,7 +21,7 @@ internal static class Logits
         using var output = Console.OpenStandardOutput();
         foreach (var row in model.Logits(ids, adapter))
         {
-            JsonSerializer.Serialize(output, row);
+            JsonSerializer.Serialize(output, row, BenchJson.Default.SingleArray);
             output.WriteByte((byte)'\n');
         }
         return 0;

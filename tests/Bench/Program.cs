@@ -1,3 +1,4 @@
+using System.Text.Json;
 using TenantLora.Bench;
 using TenantLora.Runtime;
 
@@ -12,7 +13,7 @@ try
         _ => Help(),
     };
 }
-catch (Exception error) when (error is ArgumentException or FormatException or IOException or ModelFileException or AdapterRefusedException)
+catch (Exception error) when (error is ArgumentException or FormatException or IOException or JsonException or ModelFileException or AdapterRefusedException)
 {
     Console.Error.WriteLine(error.Message);
     return 1;

@@ -1,4 +1,4 @@
-using System.Text.Json;
+using System.Runtime.InteropServices;
 using TenantLora.Runtime.Backends;
 using TenantLora.Runtime.Models;
 
@@ -21,14 +21,15 @@ internal sealed unsafe class RandomModel(ulong seed)
     public static string Llama1B()
     {
         var directory = Directory.CreateTempSubdirectory("llama-1b-").FullName;
-        File.WriteAllText(Path.Combine(directory, "config.json"), JsonSerializer.Serialize(new
-        {
-            architectures = new[] { "LlamaForCausalLM" }, model_type = "llama", vocab_size = 128256, hidden_size = 2048, intermediate_size = 8192,
-            num_hidden_layers = 16, num_attention_heads = 32, num_key_value_heads = 8, head_dim = 64, hidden_act = "silu", max_position_embeddings = 131072,
-            rms_norm_eps = 1e-5, rope_theta = 500000.0, tie_word_embeddings = true, attention_bias = false, mlp_bias = false, torch_dtype = "bfloat16",
-            eos_token_id = 128001, bos_token_id = 128000,
-            rope_scaling = new { rope_type = "llama3", factor = 32.0, low_freq_factor = 1.0, high_freq_factor = 4.0, original_max_position_embeddings = 8192 },
-        }));
+        File.WriteAllText(Path.Combine(directory, "config.json"), """
+            {
+              "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192,
+              "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 131072,
+              "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false, "torch_dtype": "bfloat16",
+              "eos_token_id": 128001, "bos_token_id": 128000,
+              "rope_scaling": { "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 }
+            }
+            """);
         return directory;
     }
 
@@ -83,5 +84,19 @@ internal sealed unsafe class RandomModel(ulong seed)
             data[i] = value ?? (ushort)((state & 0x807F) | (121 << 7));
         }
         return new HostTensor(name, DType.BF16, rows, cols, buffer.Data, buffer);
+    }
+}
+
+/// <summary>Native memory that lives as long as whoever refers to it.</summary>
+internal sealed unsafe class NativeBuffer(long bytes) : SafeHandle((nint)NativeMemory.AlignedAlloc((nuint)bytes, 64), ownsHandle: true)
+{
+    public byte* Data => (byte*)handle;
+
+    public override bool IsInvalid => handle == 0;
+
+    protected override bool ReleaseHandle()
+    {
+        NativeMemory.AlignedFree((void*)handle);
+        return true;
     }
 }

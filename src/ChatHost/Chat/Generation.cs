@@ -24,7 +24,7 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
     private Timer? frame;
     private long lastFrame;
     private int promptTokens;
-    private int pieces;
+    private int tokens, untoldTokens;
 
     /// <summary>128 random bits: whoever was not told it cannot name it.</summary>
     public string Id { get; } = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(16));
@@ -59,8 +59,8 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
         }
         catch (OperationCanceledException) when (stop.IsCancellationRequested)
         {
-            // The runtime says nothing more, so the figures are what was seen here; a delta is at least one token.
-            Add(seq => new DoneEvent(seq, "stopped", new GenerationUsage(promptTokens, pieces), HubTimings.From(times.Read(), pieces), model, adapter, null), "stopped");
+            // The runtime says nothing more, so the figures are what was seen here.
+            Add(seq => new DoneEvent(seq, "stopped", new GenerationUsage(promptTokens, tokens), HubTimings.From(times.Read(), tokens), model, adapter, null), "stopped");
         }
         catch (OperationCanceledException) when (ended.IsCancellationRequested)
         {
@@ -130,8 +130,8 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
                 break;
             case TextDelta delta:
                 times.Token();
-                pieces++;
-                Append(delta.Text);
+                tokens += delta.Tokens;
+                Append(delta);
                 break;
             case GenerationDone done:
                 var reason = OpenAi.CompletionWriter.Name(done.Reason);
@@ -153,13 +153,14 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
         }
     }
 
-    private void Append(string text)
+    private void Append(TextDelta delta)
     {
-        if (text.Length == 0) return;
         lock (gate)
         {
+            untoldTokens += delta.Tokens;
+            if (delta.Text.Length == 0) return;
             var first = pending.Length == 0;
-            pending.Append(text);
+            pending.Append(delta.Text);
             var since = Stopwatch.GetElapsedTime(lastFrame);
             if (since >= FrameTime) Flush();
             else if (first) frame!.Change(FrameTime - since, Timeout.InfiniteTimeSpan);
@@ -179,8 +180,9 @@ internal sealed class Generation(string tenant, string model, string? adapter) :
     private bool FlushText()
     {
         if (pending.Length == 0) return false;
-        events.Add(new DeltaEvent(events.Count, pending.ToString()));
+        events.Add(new DeltaEvent(events.Count, pending.ToString(), untoldTokens));
         pending.Clear();
+        untoldTokens = 0;
         lastFrame = Stopwatch.GetTimestamp();
         return true;
     }

@@ -17,7 +17,8 @@ internal sealed record AdapterLoadEvent(int Seq, string Adapter) : HubEvent(Seq,
 
 internal sealed record PrefillEvent(int Seq, int Done, int Total) : HubEvent(Seq, "prefill");
 
-internal sealed record DeltaEvent(int Seq, string Text) : HubEvent(Seq, "delta");
+/// <param name="Tokens">Generated since the last delta.</param>
+internal sealed record DeltaEvent(int Seq, string Text, int Tokens) : HubEvent(Seq, "delta");
 
 /// <param name="FinishReason"><c>stop</c>, <c>length</c> or <c>stopped</c> (by <see cref="ChatHub.Stop"/>).</param>
 internal sealed record DoneEvent(int Seq, string FinishReason, GenerationUsage Usage, HubTimings Timings, string Model, string? Adapter, string? Fingerprint) : HubEvent(Seq, "done");

@@ -14,7 +14,7 @@ internal interface IBackend : IDisposable
     /// <summary>The device in words, for people: <c>cpu, 2 threads, AVX2</c>.</summary>
     string Name { get; }
 
-    /// <summary>Brings weights to the device: the parts (same type and columns) stacked as rows of one matrix, in their stored type.</summary>
+    /// <summary>Brings weights to the device in their stored type, one for all parts: matrices of the same columns stacked as rows of one, or vectors joined end to end.</summary>
     DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts);
 
     /// <summary>Room for keys and values of <paramref name="blocks"/> blocks of <paramref name="blockSize"/> positions in every layer.</summary>

@@ -1,4 +1,3 @@
-using System.Runtime.InteropServices;
 using TenantLora.Runtime.Backends;
 
 namespace TenantLora.Runtime.Models;
@@ -35,9 +34,9 @@ internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layer
             var prefix = $"model.layers.{i}.";
             DeviceTensor Vector(string name, int length) => backend.Upload(source(prefix + name, 1, length));
             DeviceTensor Matrix(params (string Name, int Rows, int Cols)[] parts) =>
-                backend.Upload([.. parts.Select(p => source($"{prefix}{p.Name}.weight", p.Rows, p.Cols))]);
+                backend.Upload(OfOneType([.. parts.Select(p => source($"{prefix}{p.Name}.weight", p.Rows, p.Cols))]));
             DeviceTensor Bias(params (string Name, int Rows)[] parts) =>
-                backend.Upload(Join([.. parts.Select(p => source($"{prefix}{p.Name}.bias", 1, p.Rows))]));
+                backend.Upload(OfOneType([.. parts.Select(p => source($"{prefix}{p.Name}.bias", 1, p.Rows))]));
 
             layers[i] = new LayerWeights(
                 InputNorm: Vector("input_layernorm.weight", hidden),
@@ -61,22 +60,10 @@ internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layer
             Head: config.TieEmbeddings ? embedding : backend.Upload(source("lm_head.weight", config.VocabSize, hidden)));
     }
 
-    /// <summary>Vectors after one another: a stacked linear's bias is one vector, where weights stack as rows.</summary>
-    private static unsafe HostTensor Join(HostTensor[] parts)
+    private static HostTensor[] OfOneType(HostTensor[] parts)
     {
-        if (parts.Length == 1) return parts[0];
-        var type = parts[0].Type;
-        if (parts.FirstOrDefault(p => p.Type != type) is { } odd)
-            throw new ModelFileException("model.safetensors", odd.Name, $"{type} as in {parts[0].Name}", odd.Type.ToString());
-        var length = parts.Sum(p => p.Cols);
-        var memory = new NativeBuffer(length * type.Size());
-        var at = memory.Data;
-        foreach (var part in parts)
-        {
-            Buffer.MemoryCopy(part.Data, at, part.Bytes, part.Bytes);
-            at += part.Bytes;
-        }
-        return new HostTensor(parts[0].Name, type, 1, length, memory.Data, memory);
+        var odd = parts.FirstOrDefault(p => p.Type != parts[0].Type);
+        return odd is null ? parts : throw new ModelFileException("model.safetensors", odd.Name, $"{parts[0].Type}, as {parts[0].Name} beside it", odd.Type.ToString());
     }
 
     public void Dispose()
@@ -86,19 +73,5 @@ internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layer
         Embedding.Dispose();
         FinalNorm.Dispose();
         if (Head != Embedding) Head.Dispose();
-    }
-}
-
-/// <summary>Native memory that lives as long as whoever refers to it.</summary>
-internal sealed unsafe class NativeBuffer(long bytes) : SafeHandle((nint)NativeMemory.AlignedAlloc((nuint)bytes, 64), ownsHandle: true)
-{
-    public byte* Data => (byte*)handle;
-
-    public override bool IsInvalid => handle == 0;
-
-    protected override bool ReleaseHandle()
-    {
-        NativeMemory.AlignedFree((void*)handle);
-        return true;
     }
 }

@@ -23,7 +23,7 @@ export function stats(answer: Answer, now: number): { name: string; value: strin
   const rate = tokens === 0 ? undefined : timings?.tokensPerSecond ?? (answer.state === 'streaming' && tokens && seconds > 0.25 ? tokens / seconds : undefined);
   const first = tokens === 0 ? undefined : timings?.timeToFirstTokenMs ?? (firstTextAt === undefined ? undefined : firstTextAt - answer.at);
   const about = estimated ? '≈' : '';
-  if (rate !== undefined) facts.push({ name: 'Speed', value: `${about && !timings ? about : ''}${rate < 10 ? rate.toFixed(1) : count(Math.round(rate))} tok/s` });
+  if (rate) facts.push({ name: 'Speed', value: `${about && !timings ? about : ''}${rate < 10 ? rate.toFixed(1) : count(Math.round(rate))} tok/s` });
   if (first !== undefined) facts.push({ name: 'Time to first token', value: `first token ${milliseconds(first)}` });
   const sizes = [promptTokens === undefined ? '' : `${count(promptTokens)} in`, tokens === undefined ? '' : `${about}${count(tokens)} out`].filter(Boolean);
   if (sizes.length > 0) facts.push({ name: 'Prompt and completion tokens', value: `${sizes.join(', ')}` });
