@@ -87,7 +87,8 @@ internal static class ChatRequest
     }
 
     private static TenantLoraException OtherTenant(string key) => new(ErrorCodes.InvalidRequest,
-        $"'{key}' in the options is not the tenant that this client is bound to. Options never choose the tenant: ask trusted code for that tenant's client.") { Parameter = key };
+        $"'{key}' in the options is not the tenant that this client is bound to. Options never choose the tenant: ask trusted code for that tenant's client.")
+    { Parameter = key };
 
     /// <summary>
     /// Values of AdditionalProperties. Semantic Kernel sends numbers as double, configuration as text, JSON as <see cref="JsonElement"/>:

@@ -127,16 +127,29 @@ internal static unsafe class CpuKernels
             })
                 modules[l, projection] = new LoraModule
                 {
-                    Inputs = inputs, Outputs = outputs, ChunksA = chunks, ChunksB = chunks, ShiftA = (rank - u) / chunks, ShiftB = (rank - u) / chunks, Scale = 1,
-                    A = Random(rank - u, inputs / chunks), B = Random(outputs / chunks, rank - u),
-                    AVec = u > 0 ? Random(u, inputs) : null, BVec = u > 0 ? Random(u, outputs) : null,
+                    Inputs = inputs,
+                    Outputs = outputs,
+                    ChunksA = chunks,
+                    ChunksB = chunks,
+                    ShiftA = (rank - u) / chunks,
+                    ShiftB = (rank - u) / chunks,
+                    Scale = 1,
+                    A = Random(rank - u, inputs / chunks),
+                    B = Random(outputs / chunks, rank - u),
+                    AVec = u > 0 ? Random(u, inputs) : null,
+                    BVec = u > 0 ? Random(u, outputs) : null,
                 };
         return backend.LoadAdapter(modules);
     }
 
     private static void Begin(CpuBackend backend, int rows, BatchSpan[] spans, AdapterSegment[] segments) => backend.Begin(new Batch
     {
-        Tokens = new int[rows], Positions = [.. Enumerable.Range(0, rows)], Slots = [.. Enumerable.Range(0, rows)], Spans = spans, Segments = segments, LogitRows = [],
+        Tokens = new int[rows],
+        Positions = [.. Enumerable.Range(0, rows)],
+        Slots = [.. Enumerable.Range(0, rows)],
+        Spans = spans,
+        Segments = segments,
+        LogitRows = [],
     });
 
     private static CpuActivations Filled(CpuBackend backend, int rows, int cols)

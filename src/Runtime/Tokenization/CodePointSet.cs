@@ -123,7 +123,14 @@ internal sealed class CodePointSet
 
     private static readonly Dictionary<string, char> Groups = new()
     {
-        ["LETTER"] = 'L', ["MARK"] = 'M', ["NUMBER"] = 'N', ["PUNCTUATION"] = 'P', ["PUNCT"] = 'P', ["SYMBOL"] = 'S', ["SEPARATOR"] = 'Z', ["OTHER"] = 'C',
+        ["LETTER"] = 'L',
+        ["MARK"] = 'M',
+        ["NUMBER"] = 'N',
+        ["PUNCTUATION"] = 'P',
+        ["PUNCT"] = 'P',
+        ["SYMBOL"] = 'S',
+        ["SEPARATOR"] = 'Z',
+        ["OTHER"] = 'C',
     };
 
     private static readonly (UnicodeCategory Category, string Abbreviation, string Name)[] Names =

@@ -14,7 +14,11 @@ public sealed class DemoHost : IAsyncLifetime
     /// <summary>The adapter folders behind the names that the tenant <c>studio</c> gives them, and the base model.</summary>
     internal static IReadOnlyDictionary<string, string> Studio { get; } = new Dictionary<string, string>
     {
-        ["captain"] = "harbor", ["clerk"] = "ledger", ["gardener"] = "sprout", ["poet"] = "lantern", ["demo-7m"] = "base",
+        ["captain"] = "harbor",
+        ["clerk"] = "ledger",
+        ["gardener"] = "sprout",
+        ["poet"] = "lantern",
+        ["demo-7m"] = "base",
     };
 
     /// <summary>What PyTorch in fp32 answers, greedily, and how many tokens that is with the end token; <paramref name="adapter"/> may be <c>base</c>.</summary>

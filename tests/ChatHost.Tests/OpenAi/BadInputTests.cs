@@ -161,7 +161,15 @@ public sealed class BadInputTests(BadInputTests.OneHost one) : IClassFixture<Bad
         Assert.Equal(["a", "b"], asked.StopStrings);
         Assert.Equal(new SamplingOptions
         {
-            Temperature = 0, TopP = 1, TopK = -1, MinP = 0, RepetitionPenalty = 1.1f, FrequencyPenalty = -2, PresencePenalty = 2, Seed = -1, LogProbabilities = 0,
+            Temperature = 0,
+            TopP = 1,
+            TopK = -1,
+            MinP = 0,
+            RepetitionPenalty = 1.1f,
+            FrequencyPenalty = -2,
+            PresencePenalty = 2,
+            Seed = -1,
+            LogProbabilities = 0,
             LogitBias = asked.Sampling.LogitBias,
         }, asked.Sampling);
         Assert.Equal(-100, asked.Sampling.LogitBias![5]);

@@ -377,8 +377,12 @@ public abstract unsafe class BackendTests : IDisposable
                 for (var c = 0; c < width; c++) qkv[r, c] = inputs[rows[r].Sequence][rows[r].Position, c];
             Backend.Begin(new Batch
             {
-                Tokens = [.. Enumerable.Range(0, rows.Count)], Positions = [.. positions], Slots = [.. slots], Spans = [.. spans],
-                Segments = [new AdapterSegment(0, rows.Count, null)], LogitRows = [],
+                Tokens = [.. Enumerable.Range(0, rows.Count)],
+                Positions = [.. positions],
+                Slots = [.. slots],
+                Spans = [.. spans],
+                Segments = [new AdapterSegment(0, rows.Count, null)],
+                LogitRows = [],
             });
             var (dq, dy) = (Put(qkv), Backend.Scratch(rows.Count, shape.Heads * shape.HeadDim));
             for (var layer = 0; layer < shape.Layers; layer++)
