@@ -55,10 +55,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
 
     /// <summary>The model that the tenant means; null names its first.</summary>
     /// <exception cref="TenantLoraException"><see cref="ErrorCodes.ModelNotFound"/>: the same answer whether it exists elsewhere or nowhere.</exception>
-    public CatalogModel Resolve(string tenant, string? name) =>
-        name is null ? catalog.List(tenant)[0]
-        : catalog.Find(tenant, name)
-          ?? throw new TenantLoraException(ErrorCodes.ModelNotFound, $"The model '{name}' does not exist or you do not have access to it.") { Parameter = "model" };
+    public CatalogModel Resolve(string tenant, string? name) => catalog.Resolve(tenant, name);
 
     /// <summary>What the tenant may name: its adapters, then the base model.</summary>
     public IReadOnlyList<CatalogModel> Models(string tenant) => catalog.List(tenant);

@@ -1,4 +1,5 @@
 using System.Collections.Immutable;
+using TenantLora.Runtime;
 
 namespace TenantLora.Connector;
 
@@ -39,6 +40,13 @@ public sealed class AdapterCatalog(string baseModel)
         name == BaseModel ? new CatalogModel(name, null)
         : tenants.TryGetValue(tenant, out var models) && models.TryGetValue(name, out var digest) ? new CatalogModel(name, digest)
         : null;
+
+    /// <summary>As <see cref="Find"/>; null names the first of <see cref="List"/>.</summary>
+    /// <exception cref="TenantLoraException"><see cref="ErrorCodes.ModelNotFound"/>, in the same words whether the name exists elsewhere or nowhere.</exception>
+    public CatalogModel Resolve(string tenant, string? name) =>
+        name is null ? List(tenant)[0]
+        : Find(tenant, name)
+          ?? throw new TenantLoraException(ErrorCodes.ModelNotFound, $"The model '{name}' does not exist or you do not have access to it.") { Parameter = "model" };
 
     /// <summary>What <paramref name="tenant"/> may name: its adapters by name, then the base model.</summary>
     public IReadOnlyList<CatalogModel> List(string tenant)

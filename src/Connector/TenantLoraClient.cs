@@ -54,9 +54,7 @@ public sealed class TenantLoraClient(IRuntime runtime, AdapterCatalog? catalog)
     internal GenerationRequest Resolve(GenerationRequest request)
     {
         if (catalog is null) return request;
-        var model = request.Model is null ? catalog.List(request.Tenant)[0] : catalog.Find(request.Tenant, request.Model);
-        return model is null
-            ? throw new TenantLoraException(ErrorCodes.ModelNotFound, $"The model '{request.Model}' does not exist or you do not have access to it.") { Parameter = "model" }
-            : request with { Model = model.Name, Adapter = model.Digest };
+        var model = catalog.Resolve(request.Tenant, request.Model);
+        return request with { Model = model.Name, Adapter = model.Digest };
     }
 }
