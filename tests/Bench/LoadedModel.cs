@@ -74,6 +74,18 @@ internal sealed class LoadedModel : IDisposable
         });
     }
 
+    /// <summary>RoPE's frequencies as a model object has them that was cast to bf16 with its buffers; loading a bf16 file leaves them in fp32.</summary>
+    public static ModelConfig WithBf16Rope(ModelConfig config)
+    {
+        return config with { InverseFrequencies = [.. config.InverseFrequencies.Select(Round)] };
+
+        static float Round(float value)
+        {
+            var bits = BitConverter.SingleToUInt32Bits(value);
+            return BitConverter.UInt32BitsToSingle((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000);
+        }
+    }
+
     public static DeviceAdapter LoadAdapter(string directory, ModelConfig config, IBackend backend)
     {
         var (report, adapter) = AdapterFile.Read(directory, config, maxRank: 4096);

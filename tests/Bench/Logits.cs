@@ -8,10 +8,16 @@ internal static class Logits
 {
     public static int Run(string[] args)
     {
-        var arguments = new Arguments(args, "model", "adapter", "device", "ids");
+        var arguments = new Arguments(args, "model", "adapter", "device", "ids", "rope");
         var directory = arguments.Required("model");
         int[] ids = arguments.Integers("ids") ?? throw new ArgumentException("--ids is missing.");
         var config = ModelConfig.Load(directory);
+        config = arguments["rope"] switch
+        {
+            null or "f32" => config,
+            "bf16" => LoadedModel.WithBf16Rope(config),
+            var other => throw new ArgumentException($"--rope: expected f32 or bf16, found {other}."),
+        };
         if (ids.Where(id => id < 0 || id >= config.VocabSize).Cast<int?>().FirstOrDefault() is { } bad)
             throw new ArgumentException($"--ids: expected 0 to {config.VocabSize - 1}, found {bad}.");
 

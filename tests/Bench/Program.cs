@@ -27,6 +27,7 @@ static int Help()
           decode   [--model demo|1b|DIR] [--rows 1,4,16] [--context 128]    tokens/s with base, one adapter, all different; share of the read bandwidth
           kernels  [THREADS]                                              the Cpu backend's verbs against the machine's peak
           logits   --model DIR [--adapter DIR] [--device D] --ids 5,6,7   fp32 logits, a JSON array a position
+                   [--rope bf16]                                          with RoPE frequencies rounded, as a model object cast to bf16 has them
           tokenize --model DIR                                            JSON strings on stdin -> ids, ids_plain, decoded
         """);
     return 2;
