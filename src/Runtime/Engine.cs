@@ -204,7 +204,7 @@ public sealed partial class Engine : IRuntime
         if (room < (request.MaxTokens ?? 1))
         {
             throw new TenantLoraException(ErrorCodes.ContextLengthExceeded,
-                $"This model's context is {Info.ContextLength} tokens, but {prompt.Length + (request.MaxTokens ?? 1)} were asked for: {prompt.Length} in the prompt, {request.MaxTokens ?? 1} for the answer.")
+                $"This model's context is {Info.ContextLength} tokens, but {prompt.Length + (long)(request.MaxTokens ?? 1)} were asked for: {prompt.Length} in the prompt, {request.MaxTokens ?? 1} for the answer.")
             {
                 Parameter = request.Messages is null ? "prompt" : "messages",
             };

@@ -176,7 +176,10 @@ public sealed class EngineTests
         var prompt = await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask(string.Concat(Enumerable.Repeat("word ", 100)))));
         var answer = await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello", maxTokens: 56)));
 
-        Assert.All([prompt, answer], e => Assert.Equal(ErrorCodes.ContextLengthExceeded, e.Code));
+        var huge = await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello", maxTokens: int.MaxValue)));
+
+        Assert.Contains("2147483656 were asked for", huge.Message, StringComparison.Ordinal);
+        Assert.All([prompt, answer, huge], e => Assert.Equal(ErrorCodes.ContextLengthExceeded, e.Code));
         Assert.Contains("context is 64 tokens, but 65 were asked for: 9 in the prompt, 56 for the answer", answer.Message, StringComparison.Ordinal);
         Assert.Equal(55, (await Read(engine, Ask("Hello", sampling: new SamplingOptions { Temperature = 0, LogitBias = new Dictionary<int, float> { [4091] = -100, [4089] = -100 } }, maxTokens: 55))).Done.Usage.CompletionTokens);
         await Quiet(engine);
