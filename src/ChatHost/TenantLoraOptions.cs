@@ -18,7 +18,7 @@ internal sealed class TenantLoraOptions
     public int Threads { get; set; }
     public int CacheTokens { get; set; }
     public int ContextLength { get; set; }
-    public int StepTokens { get; set; } = 256;
+    public int StepTokens { get; set; }
     public int MaxSequences { get; set; } = 256;
     public int MaxQueued { get; set; } = 1024;
     public int MaxAdapterRank { get; set; } = 256;
@@ -94,7 +94,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         AtLeast(nameof(o.Threads), o.Threads, 0);
         AtLeast(nameof(o.CacheTokens), o.CacheTokens, 0);
         AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
-        AtLeast(nameof(o.StepTokens), o.StepTokens, 1);
+        AtLeast(nameof(o.StepTokens), o.StepTokens, 0);
         AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);
         AtLeast(nameof(o.MaxQueued), o.MaxQueued, 0);
         AtLeast(nameof(o.MaxAdapterRank), o.MaxAdapterRank, 1);

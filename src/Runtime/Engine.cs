@@ -70,7 +70,7 @@ public sealed partial class Engine : IRuntime
         model = new Transformer(config, weights, backend, cache);
         sampler = new Sampler(tokenizer.Size);                       // rows may be padded with ids that are no token
         pool = new BlockPool(blocks, options.BlockSize);
-        scheduler = new Scheduler(pool, options.StepTokens, options.MaxSequences);
+        scheduler = new Scheduler(pool, options.StepTokens > 0 ? options.StepTokens : 64, options.MaxSequences);
         status = Look();
         metrics = new EngineMetrics(() => Status);
 

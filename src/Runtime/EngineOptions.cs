@@ -24,8 +24,11 @@ public sealed record EngineOptions
     /// <summary>Longest prompt and answer together; 0: what config.json says, cut to the pool.</summary>
     public int ContextLength { get; init; }
 
-    /// <summary>Rows (tokens) in one step at most, prompt chunks and decoding rows together.</summary>
-    public int StepTokens { get; init; } = 256;
+    /// <summary>
+    /// Prompt tokens read in one step at most, beside one row for each sequence that decodes: fewer make steps even, more read long
+    /// prompts sooner. 0: what suits the device, 64 on the Cpu, where more rows gain little.
+    /// </summary>
+    public int StepTokens { get; init; }
 
     /// <summary>Sequences that run at once at most.</summary>
     public int MaxSequences { get; init; } = 256;
@@ -53,7 +56,7 @@ public sealed record EngineOptions
         Expect(BlockSize is >= 1 and <= 1024, nameof(BlockSize), "1 to 1024", BlockSize);
         Expect(CacheTokens == 0 || CacheTokens >= BlockSize, nameof(CacheTokens), $"0, or {BlockSize} or more", CacheTokens);
         Expect(ContextLength >= 0, nameof(ContextLength), "0 or more", ContextLength);
-        Expect(StepTokens is >= 1 and <= 65536, nameof(StepTokens), "1 to 65536", StepTokens);
+        Expect(StepTokens is >= 0 and <= 65536, nameof(StepTokens), "0 to 65536", StepTokens);
         Expect(MaxSequences is >= 1 and <= 65536, nameof(MaxSequences), "1 to 65536", MaxSequences);
         Expect(MaxQueued >= 1, nameof(MaxQueued), "1 or more", MaxQueued);
         Expect(MaxAdapterRank is >= 1 and <= 4096, nameof(MaxAdapterRank), "1 to 4096", MaxAdapterRank);

@@ -63,13 +63,13 @@ public sealed partial class ProcessTests : IDisposable
     [Fact]
     public async Task Bad_options_are_all_named_in_one_message_without_a_stack()
     {
-        using var process = Start("--TenantLora:StepTokens=0", "--TenantLora:KeepAliveSeconds=NaN", "--TenantLora:Modle=x", "--TenantLora:Tenants:harbor:KeyHashes:0=abc");
+        using var process = Start("--TenantLora:StepTokens=-1", "--TenantLora:KeepAliveSeconds=NaN", "--TenantLora:Modle=x", "--TenantLora:Tenants:harbor:KeyHashes:0=abc");
         var error = await FailsAsync(process);
         Assert.Equal(
             """
             TenantLora did not start.
               TenantLora:Modle: there is no such option.
-              TenantLora:StepTokens: expected 1 or more, found 0.
+              TenantLora:StepTokens: expected 0 or more, found -1.
               TenantLora:KeepAliveSeconds: expected seconds above 0, up to 3600, found NaN.
               TenantLora:Tenants:harbor:KeyHashes: expected SHA-256 as 64 hex digits, found 3 characters.
             """, error.TrimEnd(), ignoreLineEndingDifferences: true);

@@ -18,12 +18,13 @@ internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence>
 /// <list type="number">
 /// <item>Every running sequence that has read its prompt decodes one row. If it needs a block and none is free, the sequence admitted
 /// last gives its blocks up and waits, first in line, to be computed again; its answer so far is kept.</item>
-/// <item>What is left of the step's rows reads prompts, oldest first, in chunks.</item>
-/// <item>What then is left admits: of the tenants that wait, the one served least (virtual token counters, S-LoRA's VTC, OSDI 2024),
+/// <item>Beside them up to <paramref name="promptRows"/> rows read prompts, oldest first, in chunks: how long a step takes for those who
+/// decode, whatever prompts come.</item>
+/// <item>What is left of these rows admits: of the tenants that wait, the one served least (virtual token counters, S-LoRA's VTC, OSDI 2024),
 /// when the pool holds its whole prompt and a block more for everyone who runs. The first admitted always runs on: nobody starves.</item>
 /// </list>
 /// </summary>
-internal sealed class Scheduler(BlockPool pool, int stepRows, int maxRunning)
+internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
 {
     /// <summary>A generated token costs a step of its own, a prompt token a share of one.</summary>
     private const double PromptWeight = 1, AnswerWeight = 2;
@@ -53,9 +54,8 @@ internal sealed class Scheduler(BlockPool pool, int stepRows, int maxRunning)
     {
         var dropped = DropCancelled();
         var slices = new List<Slice>();
-        var rows = stepRows;
 
-        for (var i = 0; i < running.Count && rows > 0; i++)
+        for (var i = 0; i < running.Count; i++)
         {
             var sequence = running[i];
             if (sequence.Computed < sequence.Tokens.Count - 1) continue;                // still reading
@@ -67,9 +67,9 @@ internal sealed class Scheduler(BlockPool pool, int stepRows, int maxRunning)
             }
             if (sequence.State != SequenceState.Running) break;                         // it was the last one itself
             slices.Add(new Slice(sequence, sequence.Computed, 1, true));
-            rows--;
         }
 
+        var rows = promptRows;
         foreach (var sequence in running)
         {
             if (rows == 0) break;

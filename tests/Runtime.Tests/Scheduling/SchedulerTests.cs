@@ -28,7 +28,7 @@ public class SchedulerTests
     [Fact]
     public void A_prompt_is_read_in_chunks_and_the_last_chunk_samples()
     {
-        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 10, maxRunning: 8);
+        var scheduler = new Scheduler(new BlockPool(100, 16), promptRows: 10, maxRunning: 8);
         var sequence = New("a", 25, 3);
         scheduler.Add(sequence);
 
@@ -44,9 +44,9 @@ public class SchedulerTests
     }
 
     [Fact]
-    public void Decoding_rows_go_before_prompts_and_share_the_step()
+    public void Decoding_rows_go_before_prompts_and_cost_them_nothing()
     {
-        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 8, maxRunning: 8);
+        var scheduler = new Scheduler(new BlockPool(100, 16), promptRows: 8, maxRunning: 8);
         var (early, late) = (New("a", 4, 10), New("b", 40, 10));
         scheduler.Add(early);
         Turn(scheduler, out _);
@@ -54,13 +54,13 @@ public class SchedulerTests
 
         Turn(scheduler, out var step);
 
-        Assert.Equal([new Slice(early, 4, 1, true), new Slice(late, 0, 7, false)], step.Slices);
+        Assert.Equal([new Slice(early, 4, 1, true), new Slice(late, 0, 8, false)], step.Slices);
     }
 
     [Fact]
     public void Rows_with_one_adapter_are_neighbours_and_base_rows_come_first()
     {
-        var scheduler = new Scheduler(new BlockPool(100, 16), stepRows: 100, maxRunning: 100);
+        var scheduler = new Scheduler(new BlockPool(100, 16), promptRows: 100, maxRunning: 100);
         foreach (var adapter in new[] { "b", null, "a", "b", null, "a" }) scheduler.Add(New("t", 3, 3, adapter));
 
         Turn(scheduler, out var step);
@@ -72,7 +72,7 @@ public class SchedulerTests
     public void When_blocks_run_out_the_last_admitted_waits_and_loses_no_token()
     {
         var pool = new BlockPool(4, 4);
-        var scheduler = new Scheduler(pool, stepRows: 64, maxRunning: 8);
+        var scheduler = new Scheduler(pool, promptRows: 64, maxRunning: 8);
         var (first, second) = (New("a", 6, 9), New("a", 3, 9));
         scheduler.Add(first);
         scheduler.Add(second);
@@ -88,7 +88,7 @@ public class SchedulerTests
     public void A_cancelled_sequence_holds_nothing_after_the_next_step()
     {
         var pool = new BlockPool(16, 4);
-        var scheduler = new Scheduler(pool, stepRows: 64, maxRunning: 1);
+        var scheduler = new Scheduler(pool, promptRows: 64, maxRunning: 1);
         var (running, waiting) = (New("a", 6, 90), New("a", 6, 9));
         scheduler.Add(running);
         scheduler.Add(waiting);
@@ -108,7 +108,7 @@ public class SchedulerTests
     [Fact]
     public void A_tenant_that_floods_waits_for_itself()
     {
-        var scheduler = new Scheduler(new BlockPool(64, 16), stepRows: 32, maxRunning: 4);
+        var scheduler = new Scheduler(new BlockPool(64, 16), promptRows: 32, maxRunning: 4);
         var flood = Enumerable.Range(0, 400).Select(_ => New("flood", 16, 16)).ToList();
         flood.ForEach(scheduler.Add);
         for (var i = 0; i < 50; i++) Turn(scheduler, out _);
@@ -125,7 +125,7 @@ public class SchedulerTests
     [Fact]
     public void Leaving_and_coming_back_clears_no_debt()
     {
-        var scheduler = new Scheduler(new BlockPool(64, 16), stepRows: 64, maxRunning: 1);
+        var scheduler = new Scheduler(new BlockPool(64, 16), promptRows: 64, maxRunning: 1);
         scheduler.Add(New("greedy", 16, 200));
         while (scheduler.HasWork && scheduler.Running + scheduler.Waiting > 0)
         {
@@ -145,11 +145,11 @@ public class SchedulerTests
     /// <summary>Random arrivals, lengths, adapters and cancellations over small pools: what must hold after every step.</summary>
     [Theory]
     [MemberData(nameof(Traces))]
-    public void Invariants_hold_on_random_traces(int seed, int blocks, int blockSize, int stepRows, int maxRunning)
+    public void Invariants_hold_on_random_traces(int seed, int blocks, int blockSize, int promptRows, int maxRunning)
     {
         var random = new Random(seed);
         var pool = new BlockPool(blocks, blockSize);
-        var scheduler = new Scheduler(pool, stepRows, maxRunning);
+        var scheduler = new Scheduler(pool, promptRows, maxRunning);
         var all = new List<Sequence>();
         var lastRun = new Dictionary<Sequence, int>();
 
@@ -168,7 +168,7 @@ public class SchedulerTests
 
             var step = scheduler.Next();
 
-            Assert.True(step.Rows <= stepRows);
+            Assert.True(step.Rows - step.Slices.Count(s => s.First > 0 && s.Rows == 1) <= promptRows);
             Assert.True(scheduler.Running <= maxRunning);
             Assert.Equal(step.Slices.Count, step.Slices.Select(s => s.Sequence).Distinct().Count());
             Assert.All(step.Dropped, s => Assert.True(s.Cancelled && s.Blocks.Count == 0));
