@@ -248,7 +248,7 @@ public sealed partial class Engine : IRuntime
             status = Look();
         }
         while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
-        Fail(scheduler.All, ShuttingDown());
+        Fail([.. scheduler.All], ShuttingDown());
     }
 
     private void Sleep()

@@ -194,8 +194,8 @@ internal sealed class Sampler(int vocabulary)
     private Sampled Report(int token, ReadOnlySpan<float> logits, SamplingState state)
     {
         if (state.Options.LogProbabilities is not { } top) return new Sampled(token, 0, []);
-        TensorPrimitives.Subtract(logits, TensorPrimitives.Max(logits), work);
         var shift = TensorPrimitives.Max(logits);
+        TensorPrimitives.Subtract(logits, shift, work);
         TensorPrimitives.Exp(work, work);
         var logTotal = (float)Math.Log(Total(work)) + shift;
         var rivals = top == 0 ? [] : Likeliest(work, top, 1);

@@ -7,10 +7,7 @@ namespace TenantLora.Runtime.Scheduling;
 internal readonly record struct Slice(Sequence Sequence, int First, int Rows, bool Sample);
 
 /// <summary>Who runs in one step. Rows with one adapter are neighbours.</summary>
-internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence> Dropped)
-{
-    public int Rows => Slices.Sum(s => s.Rows);
-}
+internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence> Dropped);
 
 /// <summary>
 /// Who runs next: continuous batching over a <see cref="BlockPool"/>. Pure bookkeeping, no device and no clock; the engine thread alone
@@ -116,8 +113,8 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
         if (--tenants[sequence.Tenant].Active == 0) Forget();
     }
 
-    /// <summary>Everyone still here.</summary>
-    public IReadOnlyList<Sequence> All => [.. running, .. preempted, .. tenants.Values.SelectMany(t => t.Waiting)];
+    /// <summary>Everyone still here. A view: copy it before dropping any.</summary>
+    public IEnumerable<Sequence> All => running.Concat(preempted).Concat(tenants.Values.SelectMany(t => t.Waiting));
 
     private List<Sequence> DropCancelled()
     {

@@ -36,8 +36,6 @@ internal sealed class Generation(GenerationRequest request, int[] prompt, int ma
 
     public ChannelReader<Output> Outputs => channel.Reader;
 
-    public TimeSpan Elapsed => Stopwatch.GetElapsedTime(arrived);
-
     public GenerationTimings Timings => new(
         Stopwatch.GetElapsedTime(arrived, started),
         Stopwatch.GetElapsedTime(started, first),
