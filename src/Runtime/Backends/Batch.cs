@@ -3,7 +3,7 @@ namespace TenantLora.Runtime.Backends;
 /// <summary>What one step's forward pass needs: flat index arrays, nothing else. A row is one token.</summary>
 internal sealed class Batch
 {
-    /// <summary>(rows) token ids.</summary>
+    /// <summary>(rows) token ids; ~i is the token that the step before drew in its row i, which the host may not know yet.</summary>
     public required int[] Tokens { get; init; }
 
     /// <summary>(rows) position of the row in its sequence, from 0.</summary>
@@ -20,6 +20,9 @@ internal sealed class Batch
 
     /// <summary>Rows whose logits are wanted, ascending.</summary>
     public required int[] LogitRows { get; init; }
+
+    /// <summary>How a token is drawn from the logits of each of <see cref="LogitRows"/>; empty when nothing is drawn.</summary>
+    public DrawRule[] Draws { get; init; } = [];
 
     public int Rows => Tokens.Length;
 }

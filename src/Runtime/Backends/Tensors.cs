@@ -8,6 +8,16 @@ internal enum DType
     BF16,
 }
 
+/// <summary>What scratch holds.</summary>
+internal enum Precision
+{
+    /// <summary>fp32: the residual stream, sums, logits.</summary>
+    Full,
+
+    /// <summary>What a Linear multiplies: a backend may round it to the type of the weights.</summary>
+    Operand,
+}
+
 internal static class DTypes
 {
     public static int Size(this DType type) => type == DType.F32 ? 4 : 2;

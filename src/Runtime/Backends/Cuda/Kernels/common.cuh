@@ -1,0 +1,95 @@
+// What every kernel file starts from. It is compiled at run time for the GPU at hand and includes nothing: no toolkit's headers are needed.
+// Names: a row is a token of the step, t a column within a chunk, k a rank. Device memory is bf16 (u16) or fp32; sums are fp32.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE static __device__ __forceinline__
+
+struct alignas(8) U32x2 { u32 x, y; };
+struct alignas(16) U32x4 { u32 x, y, z, w; };
+struct alignas(8) F32x2 { float x, y; };
+struct alignas(16) F32x4 { float x, y, z, w; };
+
+// bf16 is the upper half of fp32.
+DEVICE float fromBf16(u16 v) { return __uint_as_float((u32)v << 16); }
+DEVICE float lowOf(u32 pair) { return __uint_as_float(pair << 16); }
+DEVICE float highOf(u32 pair) { return __uint_as_float(pair & 0xFFFF0000u); }
+
+// Round to nearest, ties to even; low goes into the lower half.
+DEVICE u32 packBf16(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+DEVICE u16 toBf16(float v) { return (u16)packBf16(v, 0.f); }
+
+// d (16×8, fp32) += a (16×16, bf16) · b (16×8, bf16). Lane l = 4g + q holds a[g, 2q..], a[g+8, 2q..], a[g, 2q+8..], a[g+8, 2q+8..];
+// b[2q.., g], b[2q+8.., g]; d[g, 2q], d[g, 2q+1], d[g+8, 2q], d[g+8, 2q+1].
+DEVICE void mma(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+DEVICE u32 sharedAddress(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// Four 8×8 bf16 matrices; lane l gives the address of row l % 8 of matrix l / 8 (16 bytes, aligned). Afterwards lane 4g + q holds [g, 2q..2q+1] of each.
+DEVICE void loadMatrices(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sharedAddress(row)) : "memory");
+}
+// The same, each matrix transposed on the way.
+DEVICE void loadMatricesTransposed(u32 (&r)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sharedAddress(row)) : "memory");
+}
+
+// 16 bytes to shared memory in the background; bytes beyond the first `valid` become zero. Both addresses aligned to 16.
+DEVICE void copyAsync(void* shared, const void* global, int valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(sharedAddress(shared)), "l"(global), "r"(valid) : "memory");
+}
+DEVICE void commitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Until at most N of this thread's latest groups are under way.
+template <int N> DEVICE void awaitCopies() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
+
+// Programmatic dependent launch: the next kernel of the stream may start while this one runs, and waits here before it touches what this one writes.
+// Weights and adapters may be read before; nothing may be written.
+DEVICE void letNextStart() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+DEVICE void awaitPrevious() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Read once: past the L1, first to leave the L2.
+DEVICE U32x4 loadOnce(const void* p) {
+    U32x4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+DEVICE float warpSum(float v) {
+    for (int i = 16; i > 0; i >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, i);
+    return v;
+}
+DEVICE float warpMax(float v) {
+    for (int i = 16; i > 0; i >>= 1) v = fmaxf(v, __shfl_xor_sync(0xFFFFFFFFu, v, i));
+    return v;
+}
+
+// The step's index arrays on the device. They stay at the same addresses from step to step, so that a recorded step can be replayed.
+struct Step {
+    int rows;             // of this step; a recorded step is launched for more, and those beyond are skipped
+    int logitRows;
+    int groups;           // neighbouring rows with one adapter, at most 16 a group
+    int attendItems;      // pieces of attention over at most 256 positions each, decoding rows only
+    int tiles;            // tiles of rows of a prompt
+    int mergeRows;        // decoding rows
+    int reserved0, reserved1;
+};
+struct Group { int firstRow, rows, adapter, reserved; };            // adapter: index into the table, -1 the base model
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
