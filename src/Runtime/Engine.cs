@@ -34,7 +34,6 @@ public sealed partial class Engine : IRuntime
     private readonly ModelWeights weights;
     private readonly KvCache cache;
     private readonly Transformer model;
-    private readonly Sampler sampler;
     private readonly Tokenizer tokenizer;
     private readonly ChatTemplate template;
     private readonly FrozenSet<int> endTokens;
@@ -46,7 +45,6 @@ public sealed partial class Engine : IRuntime
     private readonly SemaphoreSlim arrived = new(0);
     private readonly CancellationTokenSource stopping = new();
     private readonly Thread thread;
-    private float[] logits = [];
     private int waiting;
     private volatile EngineStatus status;
 
@@ -65,16 +63,18 @@ public sealed partial class Engine : IRuntime
 
         backend = new CpuBackend(options.Threads);
         weights = ModelWeights.Load(config, files.Get, backend);
-        var blocks = CacheBlocks();
-        cache = backend.CreateKvCache(blocks, options.BlockSize, config.ToAttentionShape());
-        model = new Transformer(config, weights, backend, cache);
-        sampler = new Sampler(tokenizer.Size);                       // rows may be padded with ids that are no token
-        pool = new BlockPool(blocks, options.BlockSize);
-        scheduler = new Scheduler(pool, options.StepTokens > 0 ? options.StepTokens : 64, options.MaxSequences);
+        var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
+        var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
+        var shape = config.ToAttentionShape();
+        var plan = backend.Plan(shape, new MemoryWish(options.CacheTokens, 0, options.BlockSize, stepTokens + options.MaxSequences, longest));
+        cache = backend.CreateKvCache(plan.Blocks, options.BlockSize, shape);
+        model = new Transformer(config, weights, backend, cache, tokenizer.Size);
+        pool = new BlockPool(plan.Blocks, options.BlockSize);
+        scheduler = new Scheduler(pool, stepTokens, options.MaxSequences);
         status = Look();
         metrics = new EngineMetrics(() => Status);
 
-        var context = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, Math.Min(config.MaxPositions, blocks * options.BlockSize));
+        var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
         Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
             config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
         thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
@@ -274,13 +274,11 @@ public sealed partial class Engine : IRuntime
                 generation.Start();
                 Interlocked.Decrement(ref waiting);
             }
-            var batch = StepBatch.Build(step.Slices, options.BlockSize, sequence => ((Generation)sequence).Lease?.OnDevice(backend));
-            if (model.Forward(batch) is { } device)
-            {
-                if (logits.Length < device.Rows * device.Cols) logits = new float[device.Rows * device.Cols];
-                backend.Download(device, logits.AsSpan(0, device.Rows * device.Cols));
-            }
-            Settle(scheduler.Complete(step, Sample(step)));
+            var batch = StepBatch.Build(step.Slices, options.BlockSize,
+                sequence => ((Generation)sequence).Lease?.OnDevice(backend),
+                sequence => ((Generation)sequence).Sampling.Rule(sequence.Generated));
+            model.Run(batch);
+            Settle(scheduler.Complete(step, Take(step, backend.Collect())));
         }
         catch (Exception error)
         {
@@ -289,22 +287,20 @@ public sealed partial class Engine : IRuntime
         }
     }
 
-    /// <summary>Draws a token for each slice that samples. A sequence whose logits went bad ends here, alone.</summary>
-    private int[] Sample(Step step)
+    /// <summary>Hands out what the step drew. A sequence whose logits went bad ends here, alone.</summary>
+    private int[] Take(Step step, Drawn[] drawn)
     {
-        var tokens = new List<int>();
+        var next = 0;
         foreach (var slice in step.Slices)
         {
             var generation = (Generation)slice.Sequence;
             generation.Read(slice.First + slice.Rows);
             if (!slice.Sample) continue;
-            var row = logits.AsSpan(tokens.Count * model.Vocabulary, tokenizer.Size);
-            var sampled = sampler.Sample(row, generation.Sampling);
-            tokens.Add(sampled?.Token ?? 0);
-            if (sampled is { } good) generation.Take(good);
+            var one = drawn[next++];
+            if (one.Token >= 0) generation.Take(one);
             else Fail([generation], new TenantLoraException(ErrorCodes.NotANumber, "The model's output is not a number; the adapter's values are at fault, or the base model's."));
         }
-        return [.. tokens];
+        return [.. drawn.Select(d => d.Token)];
     }
 
     private void Fail(IReadOnlyList<Sequence> sequences, TenantLoraException error)
@@ -330,19 +326,10 @@ public sealed partial class Engine : IRuntime
 
     private EngineStatus Look() => new(0, scheduler.Running, pool.Total, pool.Free, 0, scheduler.Preemptions);
 
-    private int CacheBlocks()
-    {
-        var perToken = 2L * config.Layers * config.KvHeads * config.HeadDim * sizeof(float);
-        var tokens = options.CacheTokens > 0
-            ? options.CacheTokens
-            : Math.Min(8L * config.MaxPositions, GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4 / perToken);
-        return (int)Math.Max(1, tokens / options.BlockSize);
-    }
-
     private TokenLogProbability[] Describe(GenerationRequest request, Output output)
     {
         if (request.Sampling.LogProbabilities is null) return [];
-        return [Describe(output.Sampled.Token, output.Sampled.LogProbability, [.. output.Sampled.Top.Select(t => Describe(t.Token, t.LogProbability, []))])];
+        return [Describe(output.Drawn.Token, output.Drawn.LogProbability, [.. output.Drawn.Top.Select(t => Describe(t.Token, t.LogProbability, []))])];
     }
 
     private TokenLogProbability Describe(int token, float logProbability, IReadOnlyList<TokenLogProbability> top)

@@ -96,7 +96,7 @@ internal static unsafe class CpuKernels
         double Of(int inputs, int outputs, Func<LayerWeights, DeviceTensor> weight)
         {
             var (x, y) = (Filled(backend, rows, inputs), backend.Scratch(rows, outputs));
-            return Best(() => backend.Linear(x, weight(layers[layer++ % Layers]), null, y), 0.3);
+            return Best(() => backend.Linear(x, weight(layers[layer++ % Layers]), null, null, y), 0.3);
         }
         return Of(Hidden, (Heads + (2 * KvHeads)) * HeadDim, l => l.Qkv) + Of(Hidden, Hidden, l => l.Output) + Of(Hidden, 2 * Inner, l => l.GateUp) + Of(Inner, Hidden, l => l.Down);
     }

@@ -20,7 +20,7 @@ internal sealed class LoadedModel : IDisposable
         Backend = new CpuBackend(0);
         weights = ModelWeights.Load(config, source, Backend);
         cache = Backend.CreateKvCache((cacheTokens + BlockSize - 1) / BlockSize, BlockSize, config.ToAttentionShape());
-        transformer = new Transformer(config, weights, Backend, cache);
+        transformer = new Transformer(config, weights, Backend, cache, config.VocabSize);
     }
 
     public ModelConfig Config { get; }
@@ -101,9 +101,9 @@ internal sealed class LoadedModel : IDisposable
 
     private float[] Forward(Batch batch)
     {
-        var device = transformer.Forward(batch)!;
-        var host = new float[device.Rows * device.Cols];
-        Backend.Download(device, host);
+        var host = new float[batch.LogitRows.Length * Config.VocabSize];
+        Backend.Download(transformer.Run(batch)!, host);
+        Backend.Collect();
         return host;
     }
 }

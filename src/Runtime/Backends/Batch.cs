@@ -3,7 +3,7 @@ namespace TenantLora.Runtime.Backends;
 /// <summary>What one step's forward pass needs: flat index arrays, nothing else. A row is one token.</summary>
 internal sealed class Batch
 {
-    /// <summary>(rows) token ids; ~i is the token that the step before drew in its row i, which the host may not know yet.</summary>
+    /// <summary>(rows) token ids; ~i is the i-th token that the step before drew, which the host may not know yet.</summary>
     public required int[] Tokens { get; init; }
 
     /// <summary>(rows) position of the row in its sequence, from 0.</summary>

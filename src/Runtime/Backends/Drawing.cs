@@ -8,7 +8,8 @@ namespace TenantLora.Runtime.Backends;
 /// </summary>
 internal sealed record DrawRule
 {
-    public float Temperature { get; init; } = 0;
+    /// <summary>0: the largest.</summary>
+    public float Temperature { get; init; }
 
     /// <summary>0: all.</summary>
     public int TopK { get; init; }

@@ -46,7 +46,10 @@ internal interface IBackend : IDisposable
     /// </summary>
     DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward);
 
-    /// <summary>Waits for the oldest step not yet collected and gives what it drew, one for each of its <see cref="Batch.Draws"/>.</summary>
+    /// <summary>
+    /// Waits for the oldest step not yet collected and gives what it drew, one for each of its <see cref="Batch.Draws"/>. Every step that
+    /// <see cref="Run"/> did not refuse by throwing is collected once, also one that draws nothing.
+    /// </summary>
     Drawn[] Collect();
 
     /// <summary>This step's index arrays; frees the last step's scratch.</summary>
@@ -89,8 +92,11 @@ internal interface IBackend : IDisposable
     /// <summary>y[i] = x[LogitRows[i]].</summary>
     void TakeLogitRows(DeviceTensor x, DeviceTensor y);
 
-    /// <summary>Draws a token from each row of logits as <see cref="Batch.Draws"/> says; <see cref="Collect"/> gives them.</summary>
-    void Draw(DeviceTensor logits);
+    /// <summary>
+    /// Draws a token from the first <paramref name="vocabulary"/> columns of each row of logits as <see cref="Batch.Draws"/> says;
+    /// <see cref="Collect"/> gives them. Columns beyond are padding and no tokens.
+    /// </summary>
+    void Draw(DeviceTensor logits, int vocabulary);
 
     /// <summary>Waits, and copies as many rows as <paramref name="host"/> holds, after one another.</summary>
     void Download(DeviceTensor x, Span<float> host);

@@ -1,7 +1,7 @@
 using System.Diagnostics;
 using System.Threading.Channels;
 using TenantLora.Runtime.Adapters;
-using TenantLora.Runtime.Models;
+using TenantLora.Runtime.Backends;
 using TenantLora.Runtime.Scheduling;
 
 namespace TenantLora.Runtime.Serving;
@@ -17,7 +17,7 @@ internal enum OutputKind
     Token,
 }
 
-internal readonly record struct Output(OutputKind Kind, int Value, Sampled Sampled);
+internal readonly record struct Output(OutputKind Kind, int Value, Drawn Drawn);
 
 /// <summary>
 /// A sequence with what serves it: its hold on an adapter, how its tokens are drawn, and the channel to its reader. The engine thread
@@ -63,12 +63,12 @@ internal sealed class Generation(GenerationRequest request, int[] prompt, int ma
         if (first == 0) channel.Writer.TryWrite(new Output(OutputKind.Prefill, Math.Min(computed, PromptLength), default));
     }
 
-    public void Take(Sampled sampled)
+    public void Take(Drawn drawn)
     {
         last = Stopwatch.GetTimestamp();
         if (first == 0) first = last;
-        Sampling.Accept(sampled.Token);
-        channel.Writer.TryWrite(new Output(OutputKind.Token, sampled.Token, sampled));
+        Sampling.Accept(drawn.Token);
+        channel.Writer.TryWrite(new Output(OutputKind.Token, drawn.Token, drawn));
     }
 
     /// <summary>The engine has let go of the sequence: nothing more comes, and the adapter is no longer held.</summary>

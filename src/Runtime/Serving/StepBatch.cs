@@ -6,13 +6,14 @@ namespace TenantLora.Runtime.Serving;
 /// <summary>A scheduled step as the flat arrays that the forward pass reads.</summary>
 internal static class StepBatch
 {
-    public static Batch Build(IReadOnlyList<Slice> slices, int blockSize, Func<Sequence, DeviceAdapter?> adapterOf)
+    public static Batch Build(IReadOnlyList<Slice> slices, int blockSize, Func<Sequence, DeviceAdapter?> adapterOf, Func<Sequence, DrawRule> ruleOf)
     {
         var rows = slices.Sum(s => s.Rows);
         var (tokens, positions, slots) = (new int[rows], new int[rows], new int[rows]);
         var spans = new BatchSpan[slices.Count];
         var segments = new List<AdapterSegment>();
         var logitRows = new List<int>();
+        var draws = new List<DrawRule>();
 
         var row = 0;
         for (var i = 0; i < spans.Length; i++)
@@ -29,8 +30,10 @@ internal static class StepBatch
                 positions[row] = position;
                 slots[row] = (sequence.Blocks[position / blockSize] * blockSize) + (position % blockSize);
             }
-            if (sample) logitRows.Add(row - 1);
+            if (!sample) continue;
+            logitRows.Add(row - 1);
+            draws.Add(ruleOf(sequence));
         }
-        return new Batch { Tokens = tokens, Positions = positions, Slots = slots, Spans = spans, Segments = [.. segments], LogitRows = [.. logitRows] };
+        return new Batch { Tokens = tokens, Positions = positions, Slots = slots, Spans = spans, Segments = [.. segments], LogitRows = [.. logitRows], Draws = [.. draws] };
     }
 }

@@ -27,11 +27,11 @@ public sealed class CpuBackendTests : BackendTests
         var (x, w) = (Values(19, 300), Host(701, 300, "BF16"));
         AssertSameBits(Linear(x, [w]), other.Linear(x, [w]));
 
-        var (modules, y0) = (Adapter(300, 90, (14, 2, 4, 4)), Values(19, 270));
+        var (modules, stacked) = (Adapter(300, 90, (14, 2, 4, 4)), Host(270, 300, "BF16"));
         var site = new LoraSite(0, (Projection.Query, 0), (Projection.Key, 90), (Projection.Value, 180));
         using var here = Backend.LoadAdapter(modules);
         using var there = other.Backend.LoadAdapter(modules);
-        AssertSameBits(AddLora(x, site, y0, new AdapterSegment(0, 19, here)), other.AddLora(x, site, y0, new AdapterSegment(0, 19, there)));
+        AssertSameBits(Linear(x, [stacked], null, site, new AdapterSegment(0, 19, here)), other.Linear(x, [stacked], null, site, new AdapterSegment(0, 19, there)));
 
         var shape = Shape(4, 2, 32, 0);
         float[][,] inputs = [Values(60, 256), Values(9, 256)];

@@ -15,8 +15,7 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
     public CpuAdapter(LoraModules source, int tileOutputs, int lanes)
     {
         modules = new CpuLora?[source.Layers * 7];
-        Bytes = source.All.Sum(m => Size(m.A) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, lanes)
-            + Size(m.AVec) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, lanes));
+        Bytes = SizeOf(source, lanes);
         data = (byte*)NativeMemory.AlignedAlloc((nuint)Math.Max(Bytes, 1), Alignment);
         var free = data;
         for (var layer = 0; layer < source.Layers; layer++)
@@ -43,6 +42,9 @@ internal sealed unsafe class CpuAdapter : DeviceAdapter
     public int MaxRank { get; }
 
     public CpuLora? this[int layer, Projection projection] => modules[(layer * 7) + (int)projection];
+
+    public static long SizeOf(LoraModules source, int lanes) => source.All.Sum(m =>
+        Size(m.A) + TiledSize(m.B, m.ChunkHeight, m.SharedRank, lanes) + Size(m.AVec) + TiledSize(m.BVec, m.Outputs, m.UnsharedRank, lanes));
 
     /// <summary>Outputs in a tile, given how many are left from its first.</summary>
     public static int TileWidth(int left, int tileOutputs, int lanes) => Math.Min(tileOutputs, RoundUp(left, lanes));

@@ -25,6 +25,7 @@ internal abstract unsafe class Kernels : IDisposable
         _ => new Kernels<Lanes128>(workers),
     };
 
+    public abstract long SizeOf(LoraModules modules);
     public abstract CpuAdapter LoadAdapter(LoraModules modules);
     public abstract void RmsNorm(CpuActivations x, float* weight, float epsilon, CpuActivations y);
     public abstract void Linear(CpuActivations x, CpuWeights weight, float* bias, CpuActivations y);
@@ -39,6 +40,8 @@ internal abstract unsafe class Kernels : IDisposable
 internal sealed unsafe class Kernels<V>(Workers workers) : Kernels where V : struct, ILanes<V>
 {
     private readonly Arena room = new(); // what a verb's items need, until the next verb
+
+    public override long SizeOf(LoraModules modules) => CpuAdapter.SizeOf(modules, V.Count);
 
     public override CpuAdapter LoadAdapter(LoraModules modules) => new(modules, LoraJob<V>.TileOutputs, V.Count);
 
