@@ -84,12 +84,13 @@ DEVICE float warpMax(float v) {
 struct Step {
     int rows;             // of this step; a recorded step is launched for more, and those beyond are skipped
     int logitRows;
-    int groups;           // neighbouring rows with one adapter, at most 16 a group
+    int groups;           // rows with one adapter that are few: what shrinks beside a product of few rows
     int attendItems;      // pieces of attention over at most 256 positions each, decoding rows only
-    int tiles;            // tiles of rows of a prompt
-    int mergeRows;        // decoding rows
-    int reserved0, reserved1;
+    int tiles;            // tiles of rows of a prompt, for attention
+    int shrinkTiles;      // tiles of rows of a prompt, for adapters
+    int units[4];         // pieces of a group's work at qkv, output, gate-up and down: the most that any adapter of the step has
 };
-struct Group { int firstRow, rows, adapter, reserved; };            // adapter: index into the table, -1 the base model
+struct Group { int firstRow, rows, adapter, firstShort; };          // at most 16 rows; adapter: index into the table; firstShort: index of z's first
+struct Row { int adapter, segmentFirst, segmentRows, shortIndex; }; // adapter −1: base; shortIndex −1: the row's z comes whole, from the prompts' kernel
 
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
