@@ -1,0 +1,493 @@
+using System.Globalization;
+using System.Numerics;
+
+namespace TenantLora.Runtime.Backends.Cuda;
+
+/// <summary>
+/// The verbs on an NVIDIA GPU. Weights, keys and values are bf16, sums and the residual stream fp32. A step that only decodes is recorded once
+/// for its number of rows (rounded up) as a CUDA graph and replayed from then on; who its rows and adapters are stands in arrays that never move.
+/// <para>
+/// Up to 128 rows a product is <c>linear.cu</c>'s, where a row's bits do not depend on its neighbours; above it is cuBLASLt's, where they do not
+/// depend on them within a power of two of rows.
+/// </para>
+/// </summary>
+internal sealed unsafe class CudaBackend : IBackend
+{
+    /// <summary>Most rows of a product that streams its weights.</summary>
+    private const int FewRows = 128;
+
+    private const int LinearThreads = 416, LinearHeader = 9216, TileRows = 128, MostParts = 16;
+    private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
+
+    private readonly CudaDevice device;
+    private readonly KernelLibrary kernels;
+    private readonly MatrixLibrary matrices;
+    private readonly CudaArena arena;
+    private readonly ulong matrixWorkspace;
+    private readonly int maxRank, maxSequences, stepRows;
+    private readonly ulong shortZ, wholeZ, drawn, results, tops;
+    private readonly int shortCapacity;
+    private readonly List<(int Rows, int Cols)> uploaded = [];
+    private readonly Dictionary<(int Rows, bool Adapters, bool Draws), Recording> recordings = [];
+    private readonly Queue<Ticket> tickets = new();
+    private readonly Pinned[] resultRooms = new Pinned[3];
+    private readonly Pinned[] ruleRooms = new Pinned[3];
+    private readonly nint[] events = new nint[3];
+    private Pinned staging;
+    private CudaAdapters? adapters;
+    private StepArrays? arrays;
+    private ulong rules, attendRoom, attendCounters;
+    private long attendRoomBytes;
+    private long ruleBytes;
+    private Batch batch = new() { Tokens = [], Positions = [], Slots = [], Spans = [], Segments = [], LogitRows = [] };
+    private bool anyAdapters;
+    private int formRows;
+    private int turn;
+
+    /// <param name="device">Owned from here on.</param>
+    /// <param name="maxRank">Highest rank of an adapter.</param>
+    /// <param name="maxSequences">Rows that decode at most.</param>
+    /// <param name="stepRows">Rows of a step at most.</param>
+    public CudaBackend(CudaDevice device, int maxRank, int maxSequences, int stepRows)
+    {
+        this.device = device;
+        this.maxRank = (maxRank + 3) / 4 * 4;
+        this.maxSequences = maxSequences;
+        this.stepRows = stepRows;
+        kernels = new KernelLibrary(device);
+        arena = new CudaArena(device);
+        matrixWorkspace = device.Allocate(MatrixLibrary.WorkspaceBytes);
+        matrices = new MatrixLibrary(matrixWorkspace);
+        shortCapacity = Math.Max(maxSequences, FewRows) + (stepRows / StepArrays.ShortRows * StepArrays.ShortRows);
+        shortCapacity = Math.Min(shortCapacity, Math.Max(stepRows, FewRows));
+        shortZ = device.Allocate(3L * shortCapacity * 16 * this.maxRank * sizeof(float));
+        wholeZ = device.Allocate(3L * Math.Max(stepRows, FewRows) * this.maxRank * sizeof(float));
+        var drawing = Math.Max(maxSequences, stepRows);
+        drawn = device.Allocate(drawing * 4L);
+        results = device.Allocate(drawing * (long)sizeof(CudaDraws.Result));
+        tops = device.Allocate((long)drawing * CudaDraws.MostReported * sizeof(CudaDraws.Top));
+        for (var i = 0; i < events.Length; i++)
+        {
+            resultRooms[i] = device.AllocatePinned(drawing * (sizeof(CudaDraws.Result) + ((long)CudaDraws.MostReported * sizeof(CudaDraws.Top))));
+            Driver.Check(Driver.cuEventCreate(out events[i], 2), "cuEventCreate");          // 2: no timing
+        }
+        Name = string.Create(CultureInfo.InvariantCulture, $"cuda:{device.Ordinal}, {device.Model}, {device.Memory().Total / 1e9:F0} GB");
+    }
+
+    public string Name { get; }
+
+    public int StepsAhead => 1;
+
+    public int PreferredStepTokens => 2048;
+
+    public CudaDevice Device => device;
+
+    /// <summary>Whether steps of one form are recorded and replayed; off, every verb is launched by itself, as a profiler likes it.</summary>
+    public bool Records { get; set; } = true;
+
+    // ---- Memory
+
+    public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts)
+    {
+        device.Enter();
+        var rows = 0;
+        var values = 0L;
+        foreach (var part in parts)
+        {
+            rows += part.Rows;
+            values += (long)part.Rows * part.Cols;
+        }
+        var isVector = rows == parts.Length;
+        var isMatrix = !isVector || parts.Length == 1;
+        ulong vector = 0, matrix = 0, partsOfTile = 0;
+        var (cols, stride, blocks, most) = (parts[0].Cols, (parts[0].Cols + 7) / 8 * 8, 0, 1);
+        var map = default(TensorMap);
+        if (isVector)
+        {
+            var widened = new float[values];
+            var next = 0;
+            foreach (var part in parts)
+                for (var i = 0; i < part.Cols; i++) widened[next++] = Bf16.Widen(part, i);
+            vector = device.Allocate(values * sizeof(float));
+            fixed (float* from = widened) Send(vector, (byte*)from, values * sizeof(float));
+        }
+        if (isMatrix)
+        {
+            matrix = device.Allocate((long)rows * stride * 2);
+            var to = matrix;
+            foreach (var part in parts)
+            {
+                SendRows(part, to, stride);
+                to += (ulong)((long)part.Rows * stride * 2);
+            }
+            (blocks, var table) = Shares(rows, cols);
+            most = table.Max();
+            partsOfTile = device.Allocate(table.Length);
+            fixed (byte* from = table) Send(partsOfTile, from, table.Length);
+            if (device.IsHopper) map = MapOf(matrix, rows, cols, stride, TileRows);
+            uploaded.Add((rows, cols));
+        }
+        return new CudaWeights(device, parts[0].Type, rows, isVector ? (int)values : cols) { Matrix = matrix, Vector = vector, Stride = stride, Blocks = blocks, PartsOfTile = partsOfTile, MostParts = most, Map = map };
+    }
+
+    /// <summary>
+    /// Among how many blocks a matrix's bytes are shared out, and into how many parts that cuts each tile: whole shares of a tile where nearly all
+    /// multiprocessors get one, equal shares of all bytes otherwise. linear.cu cuts by the same rule.
+    /// </summary>
+    private (int Blocks, byte[] Parts) Shares(int rows, int cols)
+    {
+        var (tiles, steps, processors) = ((rows + TileRows - 1) / TileRows, (cols + 63) / 64, device.Multiprocessors);
+        var each = processors / tiles;
+        var blocks = each >= 1 && tiles * each >= 0.93 * processors ? tiles * each : processors;
+        var units = (long)tiles * steps;
+        blocks = (int)Math.Min(Math.Min(blocks, units), (long)tiles * MostParts);
+        var parts = new byte[tiles];
+        for (var t = 0; t < tiles; t++)
+        {
+            var first = ((((long)t * steps) + 1) * blocks - 1) / units;
+            var last = ((((long)t * steps) + steps) * blocks - 1) / units;
+            parts[t] = (byte)(last - first + 1);
+        }
+        return (blocks, parts);
+    }
+
+    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted)
+    {
+        var (free, total) = device.Memory();
+        var rows = Math.Max(wanted.StepRows, FewRows);
+        // What a step takes, at most: every linear's output and input once, in few rows and parts or many rows whole.
+        var widest = uploaded.Count == 0 ? 0 : uploaded.Max(m => m.Rows);
+        var distinct = uploaded.Where(m => m.Rows > 1 && m.Rows < widest).Distinct().ToArray();
+        var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
+        var logits = (long)Math.Min(maxSequences, rows) * widest * 4;
+        var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
+        var table = CudaAdapters.TableBytes(shape.Layers);
+        var reserve = Math.Max(total / 50, 256L << 20);                  // graphs, modules, other programs' small change
+        var left = free - workspace - table - reserve;
+        var blockBytes = CudaKvCache.BlockBytes(shape, wanted.BlockSize);
+        var adapterBytes = wanted.AdapterBytes > 0 ? wanted.AdapterBytes : Math.Max(0, left / 5);
+        var mostTokens = Math.Max(wanted.ContextLength, 1L) * Math.Max(maxSequences, 8);
+        var blocks = wanted.CacheTokens > 0 ? wanted.CacheTokens / wanted.BlockSize : Math.Min((left - adapterBytes) / blockBytes, mostTokens / wanted.BlockSize);
+        blocks = Math.Min(blocks, int.MaxValue / 2 / Math.Max(wanted.BlockSize, 1));
+        string Gigabytes(long bytes) => string.Create(CultureInfo.InvariantCulture, $"{bytes / 1e9:F2} GB");
+        var description = string.Create(CultureInfo.InvariantCulture,
+            $"of {Gigabytes(total)}, {Gigabytes(total - free)} hold weights and what others use; {Gigabytes(Math.Max(blocks, 0) * blockBytes)} for {Math.Max(blocks, 0) * wanted.BlockSize} tokens of keys and values, {Gigabytes(adapterBytes)} for adapters, {Gigabytes(workspace + table)} for steps, {Gigabytes(reserve)} in reserve");
+        if (blocks < 1 || (blocks * blockBytes) + adapterBytes > left)
+            throw new OutOfDeviceMemoryException($"The GPU's memory does not suffice: {description}. Serve a smaller model, fewer cache tokens or less adapter memory, or use a larger GPU.");
+        arena.Reserve(workspace);
+        adapters = new CudaAdapters(device, shape.Layers, Math.Max(adapterBytes, 1 << 20));
+        return new MemoryPlan((int)blocks, adapterBytes, description);
+    }
+
+    public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape)
+    {
+        var cache = new CudaKvCache(device, blocks + 1, blockSize, shape);
+        var frequencies = shape.InverseFrequencies;
+        fixed (float* from = frequencies) Send(cache.Frequencies, (byte*)from, frequencies.Length * sizeof(float));
+        Arrays(blocks + 1, blockSize);
+        return cache;
+    }
+
+    public long SizeOf(LoraModules modules) => CudaAdapters.SizeOf(modules);
+
+    public DeviceAdapter LoadAdapter(LoraModules modules)
+    {
+        adapters ??= new CudaAdapters(device, modules.Layers, 256 << 20);
+        return adapters.Load(modules);
+    }
+
+    // ---- Steps
+
+    public DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
+    {
+        device.Enter();
+        var decodes = Records && batch.Rows <= FewRows && batch.LogitRows.Length == batch.Rows && Array.TrueForAll(batch.Spans, s => s.Rows == 1);
+        DeviceTensor? result;
+        if (!decodes)
+        {
+            Begin(batch);
+            result = forward(new StepForm(batch.Rows, batch.LogitRows.Length));
+        }
+        else
+        {
+            var rows = Buckets.First(b => b >= batch.Rows);
+            Send(batch, rows);
+            var key = (rows, anyAdapters, batch.Draws.Length > 0);
+            if (recordings.TryGetValue(key, out var recording) && recording.Graph != 0)
+            {
+                Driver.Check(Driver.cuGraphLaunch(recording.Graph, device.Stream), "cuGraphLaunch");
+                result = recording.Result;
+            }
+            else if (recording is null)
+            {
+                // The first step of a form runs as it is: it loads kernels and grows memory, which a recording must not.
+                result = forward(new StepForm(rows, rows));
+                recordings.Add(key, new Recording(0, null));
+            }
+            else
+            {
+                result = Record(rows, forward, out var graph);
+                recordings[key] = new Recording(graph, result);
+                Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
+            }
+        }
+        if (batch.Draws.Length > 0) Fetch(batch.Draws);
+        return result;
+    }
+
+    private DeviceTensor? Record(int rows, Func<StepForm, DeviceTensor?> forward, out nint exec)
+    {
+        Driver.Check(Driver.cuStreamBeginCapture_v2(device.Stream, 2), "cuStreamBeginCapture");             // 2: other threads may load meanwhile
+        DeviceTensor? result;
+        nint graph;
+        try
+        {
+            result = forward(new StepForm(rows, rows));
+        }
+        catch
+        {
+            _ = Driver.cuStreamEndCapture(device.Stream, out _);
+            throw;
+        }
+        Driver.Check(Driver.cuStreamEndCapture(device.Stream, out graph), "cuStreamEndCapture");
+        Driver.Check(Driver.cuGraphInstantiateWithFlags(out exec, graph, 0), "cuGraphInstantiate");
+        _ = Driver.cuGraphDestroy(graph);
+        return result;
+    }
+
+    /// <summary>Starts bringing the draws' results to the host.</summary>
+    private void Fetch(DrawRule[] drawRules)
+    {
+        var reports = Array.Exists(drawRules, r => r.LogProbabilities > 0);
+        var room = resultRooms[turn];
+        var bytes = drawRules.Length * sizeof(CudaDraws.Result);
+        Driver.Check(Driver.cuMemcpyDtoHAsync_v2(room.Host, results, (nuint)bytes, device.Stream), "fetching draws");
+        if (reports)
+            Driver.Check(Driver.cuMemcpyDtoHAsync_v2(room.Host + ResultRoom, tops, (nuint)(drawRules.Length * CudaDraws.MostReported * sizeof(CudaDraws.Top)), device.Stream), "fetching log-probabilities");
+        Driver.Check(Driver.cuEventRecord(events[turn], device.Stream), "cuEventRecord");
+        tickets.Enqueue(new Ticket(turn, drawRules.Length));
+        turn = (turn + 1) % events.Length;
+    }
+
+    private int ResultRoom => Math.Max(maxSequences, stepRows) * sizeof(CudaDraws.Result);
+
+    public Drawn[] Collect()
+    {
+        if (!tickets.TryDequeue(out var ticket)) return [];
+        device.Enter();
+        Driver.Check(Driver.cuEventSynchronize(events[ticket.Room]), "a step");
+        var host = resultRooms[ticket.Room].Host;
+        return CudaDraws.Read(new ReadOnlySpan<CudaDraws.Result>(host, ticket.Rows), new ReadOnlySpan<CudaDraws.Top>(host + ResultRoom, ticket.Rows * CudaDraws.MostReported));
+    }
+
+    public void Begin(Batch batch)
+    {
+        device.Enter();
+        Send(batch, batch.Rows);
+    }
+
+    private void Send(Batch batch, int rows)
+    {
+        this.batch = batch;
+        formRows = rows;
+        arena.Reset();
+        anyAdapters = Array.Exists(batch.Segments, s => s.Adapter is not null);
+        Arrays(0, 1).Send(batch, allShort: batch.Rows <= FewRows);
+        if (batch.Draws.Length == 0) return;
+        var bytes = CudaDraws.Bytes(batch.Draws);
+        if (bytes > ruleBytes)
+        {
+            // Recordings know where the rules lie.
+            Driver.Check(Driver.cuStreamSynchronize(device.Stream), "growing the rules' room");
+            Forget();
+            device.Free(rules);
+            foreach (var room in ruleRooms) if (room.Bytes > 0) device.FreePinned(room);
+            ruleBytes = Math.Max(bytes * 2, 1 << 20);
+            rules = device.Allocate(ruleBytes);
+            for (var i = 0; i < ruleRooms.Length; i++) ruleRooms[i] = device.AllocatePinned(ruleBytes);
+        }
+        CudaDraws.Pack(batch.Draws, new Span<byte>(ruleRooms[turn].Host, (int)ruleBytes));
+        Driver.Check(Driver.cuMemcpyHtoDAsync_v2(rules, ruleRooms[turn].Host, (nuint)bytes, device.Stream), "sending draw rules");
+    }
+
+    public DeviceTensor Scratch(int rows, int cols, Precision precision = Precision.Full) => new CudaScratch(arena, rows, cols, precision);
+
+    // ---- Verbs
+
+    public void Embed(DeviceTensor table, DeviceTensor x)
+    {
+        var (from, to) = ((CudaWeights)table, (CudaScratch)x);
+        var (step, tokens, drawnTokens, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.TokensAt, drawn, from.Matrix, from.Stride, to.Cols, to.Pointer, to.Stride);
+        var arguments = stackalloc void*[] { &step, &tokens, &drawnTokens, &pointer, &stride, &cols, &into, &intoStride };
+        Launch(kernels.Get(to.Precision == Precision.Full ? "embedFull" : "embedOperand"), to.Rows, 1, 256, 0, arguments);
+    }
+
+    public void RmsNorm(DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) => Norm(null, (CudaScratch)x, (CudaWeights)weight, epsilon, (CudaScratch)y);
+
+    public void AddRmsNorm(DeviceTensor delta, DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) =>
+        Norm((CudaScratch)delta, (CudaScratch)x, (CudaWeights)weight, epsilon, (CudaScratch)y);
+
+    private void Norm(CudaScratch? delta, CudaScratch x, CudaWeights weight, float epsilon, CudaScratch y)
+    {
+        var (sums, site) = delta is null ? default : Unfinished(delta);
+        var (step, rows, pointer, stride, scale, cols, outStride) = (arrays!.Header, arrays.RowsAt, x.Pointer, x.Stride, weight.Vector, x.Cols, y.Stride);
+        ulong operand = y.Precision == Precision.Operand ? y.Pointer : 0, full = y.Precision == Precision.Full ? y.Pointer : 0;
+        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &pointer, &stride, &scale, &epsilon, &operand, &full, &outStride, &cols };
+        var shared = (cols + site.ZStride + 32) * sizeof(float);
+        Launch(kernels.Get("addNorm", shared), x.Rows, 1, 512, shared, arguments);
+    }
+
+    public void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y)
+    {
+        var (from, w, to) = ((CudaScratch)x, (CudaWeights)weight, (CudaScratch)y);
+        if (from.Precision != Precision.Operand) throw new ArgumentException("A Linear multiplies operands.");
+        var where = SiteOf(site);
+        var rows = to.Rows;
+        var few = rows <= FewRows;
+        var sums = new Sums { Stride = to.Stride, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
+        if (few)
+        {
+            (sums.Y, sums.Part, sums.Parts) = (to.TakeSums(w.MostParts), (long)rows * to.Stride, w.PartsOfTile);
+            Stream(from, w, sums, where, rows);
+        }
+        else
+        {
+            sums.Y = to.TakeSums(1);
+            if (where.Parts > 0) Shrink(from, where);
+            matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, rows, w.Rows, w.Cols, device.Stream);
+        }
+        to.Leave(sums, where, site is { Parts.Length: > 1 } ? (site.Parts[1].Column, site.Parts.Length > 2 ? site.Parts[2].Column : 0) : default);
+    }
+
+    private void Stream(CudaScratch x, CudaWeights w, Sums sums, Site site, int rows)
+    {
+        // A step's rows, or those of its logits.
+        var (step, groups, pointer, stride, y, part, yStride) = (arrays!.Header, arrays.GroupsAt, x.Pointer, x.Stride, sums.Y, sums.Part, sums.Stride);
+        var count = step + (ulong)(x.OfLogitRows ? 4 : 0);
+        var view = new WeightView { W = w.Matrix, Stride = w.Stride, Outputs = w.Rows, Inputs = w.Cols };
+        var columns = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
+        var stage = (TileRows + (8 * columns)) * 128;
+        var shared = LinearHeader + (Math.Min(8, (device.SharedBytes - LinearHeader) / stage) * stage);
+        // The driver wants maps at 64 bytes.
+        var maps = stackalloc byte[(2 * sizeof(TensorMap)) + 64];
+        var wMap = (TensorMap*)(((nint)maps + 63) & ~63);
+        var xMap = wMap + 1;
+        *wMap = w.Map;
+        *xMap = device.IsHopper ? MapOf(pointer, rows, w.Cols, stride, 8 * columns) : default;
+        var arguments = stackalloc void*[] { &step, &count, &groups, &view, &pointer, &stride, &y, &part, &yStride, &site, wMap, xMap };
+        Launch(kernels.Get($"linear_{columns}", shared), w.Blocks, 1, LinearThreads, shared, arguments);
+    }
+
+    private void Shrink(CudaScratch x, Site site)
+    {
+        var (step, groups, tiles, pointer, stride) = (arrays!.Header, arrays.GroupsAt, arrays.ShrinkTilesAt, x.Pointer, x.Stride);
+        if (arrays.Last.Groups > 0)
+        {
+            var arguments = stackalloc void*[] { &step, &groups, &pointer, &stride, &site };
+            Launch(kernels.Get("shrinkShort"), device.Multiprocessors, 1, LinearThreads - 32, LinearHeader, arguments);
+        }
+        if (arrays.Last.ShrinkTiles > 0)
+        {
+            var (table, perAdapter, parts, zStride, whole, wholePart) = (site.Table, site.PerAdapter, site.Parts, site.ZStride, site.Whole, site.WholePart);
+            ShrinkLong(step, tiles, pointer, stride, table, perAdapter, parts, whole, wholePart, zStride);
+        }
+    }
+
+    public void RopeAndStore(DeviceTensor qkv, HeadNorms? norms, KvCache cache, int layer)
+    {
+        var (x, store, shape) = ((CudaScratch)qkv, (CudaKvCache)cache, cache.Shape);
+        var (sums, site) = Unfinished(x);
+        if (x.Queries == 0) x.Queries = arena.Take((long)x.Rows * shape.Heads * store.DimStride * 2);
+        var (step, rows, positions, slots, heads, queries, frequencies) = (arrays!.Header, arrays.RowsAt, arrays.PositionsAt, arrays.SlotsAt, shape.Heads, x.Queries, store.Frequencies);
+        var (queryNorm, keyNorm, epsilon) = norms is null ? default : (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
+        var layout = store.Layout(layer);
+        var arguments = stackalloc void*[] { &step, &rows, &positions, &slots, &sums, &site, &heads, &queryNorm, &keyNorm, &epsilon, &frequencies, &queries, &layout };
+        var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + site.ZStride) * sizeof(float);
+        Launch(kernels.Get("ropeStore", shared), x.Rows, 3, 256, shared, arguments);
+    }
+
+    public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
+    {
+        var (x, to) = ((CudaScratch)gateUp, (CudaScratch)y);
+        var (sums, site) = Unfinished(x);
+        var (step, rows, inner, pointer, stride) = (arrays!.Header, arrays.RowsAt, to.Cols, to.Pointer, to.Stride);
+        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &inner, &pointer, &stride };
+        var pieces = (inner + 511) / 512;
+        Launch(kernels.Get("swiGlu"), ((x.Rows * pieces) + 3) / 4, 1, 128, 8 * site.ZStride * sizeof(float), arguments);
+    }
+
+    public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
+    {
+        var (from, to) = ((CudaScratch)x, (CudaScratch)y);
+        to.OfLogitRows = true;
+        var (step, rows, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.LogitRowsAt, from.Pointer, from.Stride, from.Cols, to.Pointer, to.Stride);
+        var arguments = stackalloc void*[] { &step, &rows, &pointer, &stride, &cols, &into, &intoStride };
+        var name = (from.Precision, to.Precision) switch { (Precision.Full, Precision.Full) => "takeRows_full", (Precision.Full, _) => "takeRows_fullOperand", _ => "takeRows_operand" };
+        Launch(kernels.Get(name), to.Rows, 1, 256, 0, arguments);
+    }
+
+    public void Draw(DeviceTensor logits, int vocabulary)
+    {
+        var x = (CudaScratch)logits;
+        var sums = Unfinished(x).Sums;
+        var view = new LogitsView { Sums = sums.Y, PartsOfTile = sums.Parts, PartStride = sums.Part, TileShift = 7, Stride = sums.Stride, Vocabulary = vocabulary };
+        var workStride = (vocabulary + 3) / 4 * 4;
+        var work = arena.Take((long)x.Rows * workStride * sizeof(float));
+        var (step, rulesAt, drawnAt, resultsAt, topsAt) = (arrays!.Header, rules, drawn, results, tops);
+        var arguments = stackalloc void*[] { &step, &rulesAt, &view, &work, &workStride, &drawnAt, &resultsAt, &topsAt };
+        Launch(kernels.Get("draw"), x.Rows, 1, 1024, 0, arguments);
+    }
+
+    public void Download(DeviceTensor x, Span<float> host)
+    {
+        device.Enter();
+        var from = (CudaScratch)x;
+        var rows = host.Length / from.Cols;
+        var pointer = from.Sums.Y != 0 ? Finished(from) : from.Pointer;
+        var full = from.Sums.Y != 0 || from.Precision == Precision.Full;
+        var bytes = (long)rows * from.Stride * (full ? 4 : 2);
+        var raw = new byte[bytes];
+        fixed (byte* to = raw)
+        {
+            Driver.Check(Driver.cuMemcpyDtoHAsync_v2(to, pointer, (nuint)bytes, device.Stream), "cuMemcpyDtoH");
+            Driver.Check(Driver.cuStreamSynchronize(device.Stream), "a step");
+            for (var r = 0; r < rows; r++)
+                for (var c = 0; c < from.Cols; c++)
+                {
+                    var i = ((long)r * from.Stride) + c;
+                    host[(r * from.Cols) + c] = full ? ((float*)to)[i] : BitConverter.UInt32BitsToSingle((uint)((ushort*)to)[i] << 16);
+                }
+        }
+    }
+
+    /// <summary>y itself, its sums added up and its rows' adapters with them.</summary>
+    private ulong Finished(CudaScratch y)
+    {
+        var (sums, site) = (y.Sums, y.Site);
+        var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, y.Columns.Second, y.Columns.Third, y.Cols, y.Pointer, y.Stride);
+        if (y.OfLogitRows) step = LogitStep();
+        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
+        Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
+        return into;
+    }
+
+    public void Dispose()
+    {
+        device.Enter();
+        _ = Driver.cuStreamSynchronize(device.Stream);
+        Forget();
+        arrays?.Dispose();
+        adapters?.Dispose();
+        matrices.Dispose();
+        kernels.Dispose();
+        arena.Dispose();
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, rules, attendRoom, attendCounters]) device.Free(pointer);
+        foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
+        foreach (var e in events) Driver.cuEventDestroy_v2(e);
+        device.Dispose();
+    }
+
+    private sealed record Recording(nint Graph, DeviceTensor? Result);
+
+    private readonly record struct Ticket(int Room, int Rows);
+}

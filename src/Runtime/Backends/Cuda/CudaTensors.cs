@@ -1,0 +1,205 @@
+using System.Runtime.InteropServices;
+
+namespace TenantLora.Runtime.Backends.Cuda;
+
+/// <summary>
+/// Weights on the GPU. A matrix is bf16 whatever its file has, each row padded to 16 bytes; a vector is fp32. One row may be either, so it is both.
+/// </summary>
+internal sealed class CudaWeights(CudaDevice device, DType type, int rows, int cols) : DeviceTensor(type, rows, cols)
+{
+    /// <summary>bf16 (rows, Stride).</summary>
+    public ulong Matrix { get; init; }
+
+    /// <summary>fp32, all parts after one another.</summary>
+    public ulong Vector { get; init; }
+
+    /// <summary>Elements between rows of the matrix.</summary>
+    public int Stride { get; init; }
+
+    /// <summary>Blocks that share the matrix's bytes in a product of few rows.</summary>
+    public int Blocks { get; init; }
+
+    /// <summary>u8: into how many parts each tile of 128 rows falls, and the most of them.</summary>
+    public ulong PartsOfTile { get; init; }
+
+    public int MostParts { get; init; }
+
+    public TensorMap Map { get; init; }
+
+    public override void Dispose()
+    {
+        device.Free(Matrix);
+        device.Free(Vector);
+        device.Free(PartsOfTile);
+    }
+}
+
+/// <summary>
+/// A step's activations. Room is taken when something is written, so what only passes from a linear to its reader takes none but the linear's
+/// sums; until the reader has finished them, they are what this tensor is.
+/// </summary>
+internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision precision) : DeviceTensor(precision == Precision.Full ? DType.F32 : DType.BF16, rows, cols)
+{
+    private ulong pointer, sums;
+    private long sumsBytes;
+
+    public Precision Precision { get; } = precision;
+
+    /// <summary>Elements between rows: whole 16 bytes.</summary>
+    public int Stride { get; } = (cols + 7) / 8 * 8;
+
+    public ulong Pointer => pointer != 0 ? pointer : pointer = arena.Take((long)Rows * Stride * (Precision == Precision.Full ? 4 : 2));
+
+    /// <summary>What a linear has left here, if one has.</summary>
+    public Sums Sums { get; private set; }
+
+    public Site Site { get; private set; }
+
+    /// <summary>Columns at which the second and third part of the site begin.</summary>
+    public (int Second, int Third) Columns { get; private set; }
+
+    /// <summary>Rotated queries, bf16 [row][head][dimStride], once <see cref="CudaBackend.RopeAndStore"/> has been here.</summary>
+    public ulong Queries { get; set; }
+
+    /// <summary>Room for so many parts of sums.</summary>
+    public ulong TakeSums(int parts)
+    {
+        var bytes = (long)parts * Rows * Stride * sizeof(float);
+        if (sumsBytes < bytes) (sums, sumsBytes) = (arena.Take(bytes), bytes);
+        return sums;
+    }
+
+    public void Leave(Sums left, Site site, (int, int) columns) => (Sums, Site, Columns) = (left, site, columns);
+}
+
+/// <summary>Device room for one step's activations, in pieces that never move: a recorded step finds them where they were.</summary>
+internal sealed class CudaArena(CudaDevice device) : IDisposable
+{
+    private const long Smallest = 64 << 20, Alignment = 256;
+    private readonly List<(ulong Pointer, long Bytes)> pieces = [];
+    private int piece;
+    private long used;
+
+    public long Bytes => pieces.Sum(p => p.Bytes);
+
+    /// <summary>One piece that should do for all steps.</summary>
+    public void Reserve(long bytes)
+    {
+        if (pieces.Count == 0) pieces.Add((device.Allocate(bytes), bytes));
+    }
+
+    public ulong Take(long bytes)
+    {
+        bytes = (bytes + Alignment - 1) & -Alignment;
+        for (; ; piece++, used = 0)
+        {
+            if (piece == pieces.Count)
+            {
+                var size = Math.Max(bytes, Smallest);
+                pieces.Add((device.Allocate(size), size));
+            }
+            if (used + bytes > pieces[piece].Bytes) continue;
+            var taken = pieces[piece].Pointer + (ulong)used;
+            used += bytes;
+            return taken;
+        }
+    }
+
+    public void Reset() => (piece, used) = (0, 0);
+
+    public void Dispose()
+    {
+        foreach (var (pointer, _) in pieces) device.Free(pointer);
+        pieces.Clear();
+    }
+}
+
+/// <summary>bf16 keys and values of each layer: [block][kvHead][position][dimStride], dimStride = headDim rounded up to 16. The last block takes nothing real: rows that only fill a recorded step write there.</summary>
+internal sealed class CudaKvCache : KvCache
+{
+    private readonly CudaDevice device;
+    private readonly ulong data;
+    private readonly long layerBytes;
+
+    public CudaKvCache(CudaDevice device, int blocks, int blockSize, AttentionShape shape) : base(blocks, blockSize, shape)
+    {
+        this.device = device;
+        layerBytes = BlockBytes(shape, blockSize) / shape.Layers * blocks;
+        data = device.Allocate(layerBytes * shape.Layers);
+        Frequencies = device.Allocate(shape.InverseFrequencies.Length * sizeof(float));
+    }
+
+    /// <summary>fp32 (headDim / 2)</summary>
+    public ulong Frequencies { get; }
+
+    public int DimStride => DimStrideOf(Shape);
+
+    public static int DimStrideOf(AttentionShape shape) => (shape.HeadDim + 15) / 16 * 16;
+
+    /// <summary>Of one block in all layers.</summary>
+    public static long BlockBytes(AttentionShape shape, int blockSize) => 2L * shape.Layers * shape.KvHeads * blockSize * DimStrideOf(shape) * 2;
+
+    public ulong Keys(int layer) => data + (ulong)(layerBytes * layer);
+
+    public ulong Values(int layer) => Keys(layer) + (ulong)(layerBytes / 2);
+
+    public CacheLayout Layout(int layer) => new()
+    {
+        Keys = Keys(layer),
+        Values = Values(layer),
+        BlockSize = BlockSize,
+        KvHeads = Shape.KvHeads,
+        HeadDim = Shape.HeadDim,
+        DimStride = DimStride,
+    };
+
+    public override void Dispose()
+    {
+        device.Free(data);
+        device.Free(Frequencies);
+    }
+}
+
+// What the kernels take by value; the names are theirs.
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct Sums
+{
+    public ulong Y;
+    public long Part;
+    public int Stride;
+    public ulong Parts;
+    public ulong Bias;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct Site
+{
+    public ulong Table;
+    public int PerAdapter, Parts, Kind, ZStride;
+    public ulong Z, Whole;
+    public int ZPart, WholePart;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct WeightView
+{
+    public ulong W;
+    public int Stride, Outputs, Inputs;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct CacheLayout
+{
+    public ulong Keys, Values;
+    public int BlockSize, KvHeads, HeadDim, DimStride;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct LogitsView
+{
+    public ulong Sums, PartsOfTile;
+    public long PartStride;
+    public int TileShift, Stride, Vocabulary;
+    private readonly int reserved;
+}

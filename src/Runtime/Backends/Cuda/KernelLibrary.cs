@@ -1,0 +1,94 @@
+using System.Globalization;
+using System.Security.Cryptography;
+using System.Text;
+
+namespace TenantLora.Runtime.Backends.Cuda;
+
+/// <summary>
+/// The kernels of <c>Kernels/*.cu</c>, compiled for the GPU at hand when it is first met; machine code is kept in the user's cache folder under a
+/// digest of source, compiler and options, so the next start takes milliseconds. A cache that cannot be written or read only costs time.
+/// </summary>
+internal sealed unsafe class KernelLibrary : IDisposable
+{
+    private static readonly (string Name, string[] Parts)[] Files =
+    [
+        ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
+        ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
+        ("attend_decode", ["common.cuh", "attend_decode.cu"]),
+        ("attend_prefill", ["common.cuh", "attend_prefill.cu"]),
+        ("draw", ["common.cuh", "draw.cu"]),
+        ("embed", ["common.cuh", "embed.cu"]),
+        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
+    ];
+
+    private readonly CudaDevice device;
+    private readonly nint[] modules;
+    private readonly Dictionary<string, nint> functions = [];
+
+    public KernelLibrary(CudaDevice device)
+    {
+        this.device = device;
+        device.Enter();
+        var target = string.Create(CultureInfo.InvariantCulture, $"sm_{device.Capability.Major}{device.Capability.Minor}{(device.IsHopper ? "a" : "")}");
+        string[] options = ["-std=c++17", $"--gpu-architecture={target}", $"-DSHARED_LIMIT={device.SharedBytes}", "-default-device"];
+        var images = new byte[Files.Length][];
+        Parallel.For(0, Files.Length, i => images[i] = Image(Files[i].Name, Files[i].Parts, options));
+        modules = new nint[Files.Length];
+        for (var i = 0; i < modules.Length; i++)
+            fixed (byte* image = images[i]) Driver.Check(Driver.cuModuleLoadData(out modules[i], image), $"cuModuleLoadData of {Files[i].Name}");
+    }
+
+    /// <summary>A kernel by name. More than 48 KB of shared memory must be asked for here.</summary>
+    public nint Get(string name, int sharedBytes = 0)
+    {
+        if (functions.TryGetValue(name, out var function)) return function;
+        foreach (var module in modules)
+            if (Driver.cuModuleGetFunction(out function, module, name) == Driver.Success) break;
+        if (function == 0) throw new CudaException("cuModuleGetFunction", $"no kernel {name}");
+        if (sharedBytes > 48 << 10) Driver.Check(Driver.cuFuncSetAttribute(function, 8, sharedBytes), $"shared memory of {name}");
+        functions.Add(name, function);
+        return function;
+    }
+
+    private static byte[] Image(string name, string[] parts, string[] options)
+    {
+        var source = string.Concat(parts.Select(Text));
+        var (major, minor) = Nvrtc.Version;
+        var key = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{major}.{minor}\n{string.Join('\n', options)}\n{source}")));
+        var folder = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.LocalApplicationData, Environment.SpecialFolderOption.DoNotVerify) is { Length: > 0 } user ? user : Path.GetTempPath(), "TenantLora", "kernels");
+        var path = Path.Combine(folder, $"{name}-{key[..32]}.cubin");
+        try
+        {
+            if (File.Exists(path)) return File.ReadAllBytes(path);
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
+        {
+        }
+        var code = Nvrtc.Compile(name, source, options);
+        try
+        {
+            Directory.CreateDirectory(folder);
+            var temporary = Path.Combine(folder, Path.GetRandomFileName());
+            File.WriteAllBytes(temporary, code);
+            File.Move(temporary, path, overwrite: true);
+        }
+        catch (Exception error) when (error is IOException or UnauthorizedAccessException)
+        {
+        }
+        return code;
+    }
+
+    private static string Text(string file)
+    {
+        using var stream = typeof(KernelLibrary).Assembly.GetManifestResourceStream($"Kernels/{file}")
+            ?? throw new InvalidOperationException($"The assembly lacks {file}.");
+        using var reader = new StreamReader(stream);
+        return reader.ReadToEnd() + "\n";
+    }
+
+    public void Dispose()
+    {
+        device.Enter();
+        foreach (var module in modules) Driver.cuModuleUnload(module);
+    }
+}
