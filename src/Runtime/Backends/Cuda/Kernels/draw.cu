@@ -209,10 +209,12 @@ DEVICE void weigh(float* scores, int vocabulary, float largest, float temperatur
         v.x = four[0]; v.y = four[1]; v.z = four[2]; v.w = four[3];
         *(F32x4*)(scores + c) = v;
     }
+#pragma unroll
     for (int f = 0; f <= FloorCount; f++) {
         mass[f] = warpSum(mass[f]);
         if (lane == 0) s.masses[f][warp] = mass[f];
     }
+#pragma unroll
     for (int f = 0; f < FloorCount; f++) {
         count[f] = warpSum(count[f]);
         if (lane == 0) s.counts[f][warp] = count[f];
@@ -239,11 +241,13 @@ DEVICE Weights pick(const float* row, int vocabulary, int atLeast, u64 asHeavy, 
             if (c < end) {
                 F32x4 v = *(const F32x4*)(row + c);
                 four[0] = v.x; four[1] = v.y; four[2] = v.z; four[3] = v.w;
+#pragma unroll
                 for (int i = 0; i < 4; i++) here += c + i < end && four[i] >= floorOf(f);
             }
             if (!__any_sync(0xFFFFFFFFu, here)) continue;
             const int upTo = warpScan(here);
             int at = to + upTo - here;
+#pragma unroll
             for (int i = 0; i < 4; i++)
                 if (c + i < end && four[i] >= floorOf(f)) { s.weights[at] = four[i]; s.ids[at++] = c + i; }
             to += __shfl_sync(0xFFFFFFFFu, upTo, 31);
