@@ -7,6 +7,7 @@ try
     return args switch
     {
         ["decode", .. var rest] => Decode.Run(rest),
+        ["gpu", .. var rest] => Gpu.Run(rest),
         ["kernels", .. var rest] => CpuKernels.Run(rest),
         ["logits", .. var rest] => Logits.Run(rest),
         ["tokenize", .. var rest] => Tokenize.Run(rest),
@@ -25,6 +26,7 @@ static int Help()
         dotnet run --project tests/Bench -- COMMAND
 
           decode   [--model demo|1b|DIR] [--rows 1,4,16] [--context 128]    tokens/s with base, one adapter, all different; share of the read bandwidth
+          gpu      [--model 1b,8b] [--rows 1,16,64,128] [--quick yes]     steps and prompts of true shapes on an NVIDIA GPU, random weights
           kernels  [THREADS]                                              the Cpu backend's verbs against the machine's peak
           logits   --model DIR [--adapter DIR] [--device D] --ids 5,6,7   fp32 logits, a JSON array a position
                    [--rope bf16]                                          with RoPE frequencies rounded, as a model object cast to bf16 has them

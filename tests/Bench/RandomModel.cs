@@ -33,6 +33,22 @@ internal sealed unsafe class RandomModel(ulong seed)
         return directory;
     }
 
+    /// <summary>A folder with the config.json of Llama 3.1 8B.</summary>
+    public static string Llama8B()
+    {
+        var directory = Directory.CreateTempSubdirectory("llama-8b-").FullName;
+        File.WriteAllText(Path.Combine(directory, "config.json"), """
+            {
+              "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336,
+              "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "hidden_act": "silu", "max_position_embeddings": 131072,
+              "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "tie_word_embeddings": false, "attention_bias": false, "mlp_bias": false, "torch_dtype": "bfloat16",
+              "eos_token_id": 128001, "bos_token_id": 128000,
+              "rope_scaling": { "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 }
+            }
+            """);
+        return directory;
+    }
+
     public HostTensor Tensor(string name, int rows, int cols) => Fill(name, rows, cols, name.Contains("norm", StringComparison.Ordinal) ? (ushort)0x3F80 : null);
 
     public LoraModules Adapter(ModelConfig c, AdapterShape shape, int seed)

@@ -30,7 +30,12 @@ internal sealed unsafe class CudaAdapters : IDisposable
         free.Add(0, bytes);
     }
 
-    public ulong Table { get; }
+    public int Layers => layers;
+
+    private ulong Table { get; }
+
+    /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
+    public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
     public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
 

@@ -1,5 +1,5 @@
+using System.Diagnostics;
 using System.Globalization;
-using System.Numerics;
 
 namespace TenantLora.Runtime.Backends.Cuda;
 
@@ -16,7 +16,7 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>Most rows of a product that streams its weights.</summary>
     private const int FewRows = 128;
 
-    private const int LinearThreads = 416, LinearHeader = 9216, TileRows = 128, MostParts = 16;
+    private const int LinearThreads = 416, LinearHeader = 9216, TileRows = 128, MostParts = 16, ShrinkColumns = 1024;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
 
     private readonly CudaDevice device;
@@ -25,7 +25,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private readonly CudaArena arena;
     private readonly ulong matrixWorkspace;
     private readonly int maxRank, maxSequences, stepRows;
-    private readonly ulong shortZ, wholeZ, drawn, results, tops;
+    private readonly ulong shortZ, wholeZ, drawn, results, tops, shrinkCounters;
     private readonly int shortCapacity;
     private readonly List<(int Rows, int Cols)> uploaded = [];
     private readonly Dictionary<(int Rows, bool Adapters, bool Draws), Recording> recordings = [];
@@ -36,12 +36,11 @@ internal sealed unsafe class CudaBackend : IBackend
     private Pinned staging;
     private CudaAdapters? adapters;
     private StepArrays? arrays;
-    private ulong rules, attendRoom, attendCounters;
-    private long attendRoomBytes;
+    private ulong rules;
     private long ruleBytes;
-    private Batch batch = new() { Tokens = [], Positions = [], Slots = [], Spans = [], Segments = [], LogitRows = [] };
+    private DrawRule[] draws = [];
     private bool anyAdapters;
-    private int formRows;
+    private int highestRank;
     private int turn;
 
     /// <param name="device">Owned from here on.</param>
@@ -66,6 +65,8 @@ internal sealed unsafe class CudaBackend : IBackend
         drawn = device.Allocate(drawing * 4L);
         results = device.Allocate(drawing * (long)sizeof(CudaDraws.Result));
         tops = device.Allocate((long)drawing * CudaDraws.MostReported * sizeof(CudaDraws.Top));
+        shrinkCounters = device.Allocate(Math.Max(stepRows, FewRows) * 4L);
+        Driver.Check(Driver.cuMemsetD8Async(shrinkCounters, 0, (nuint)(Math.Max(stepRows, FewRows) * 4), device.Stream), "cuMemsetD8");
         for (var i = 0; i < events.Length; i++)
         {
             resultRooms[i] = device.AllocatePinned(drawing * (sizeof(CudaDraws.Result) + ((long)CudaDraws.MostReported * sizeof(CudaDraws.Top))));
@@ -211,7 +212,7 @@ internal sealed unsafe class CudaBackend : IBackend
         else
         {
             var rows = Buckets.First(b => b >= batch.Rows);
-            Send(batch, rows);
+            Send(batch);
             var key = (rows, anyAdapters, batch.Draws.Length > 0);
             if (recordings.TryGetValue(key, out var recording) && recording.Graph != 0)
             {
@@ -231,7 +232,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
             }
         }
-        if (batch.Draws.Length > 0) Fetch(batch.Draws);
+        if (batch.Draws.Length > 0) Fetch();
         return result;
     }
 
@@ -256,8 +257,10 @@ internal sealed unsafe class CudaBackend : IBackend
     }
 
     /// <summary>Starts bringing the draws' results to the host.</summary>
-    private void Fetch(DrawRule[] drawRules)
+    private void Fetch()
     {
+        var drawRules = draws;
+        draws = [];
         var reports = Array.Exists(drawRules, r => r.LogProbabilities > 0);
         var room = resultRooms[turn];
         var bytes = drawRules.Length * sizeof(CudaDraws.Result);
@@ -273,8 +276,9 @@ internal sealed unsafe class CudaBackend : IBackend
 
     public Drawn[] Collect()
     {
-        if (!tickets.TryDequeue(out var ticket)) return [];
         device.Enter();
+        if (draws.Length > 0) Fetch();              // the verbs were called one by one
+        if (!tickets.TryDequeue(out var ticket)) return [];
         Driver.Check(Driver.cuEventSynchronize(events[ticket.Room]), "a step");
         var host = resultRooms[ticket.Room].Host;
         return CudaDraws.Read(new ReadOnlySpan<CudaDraws.Result>(host, ticket.Rows), new ReadOnlySpan<CudaDraws.Top>(host + ResultRoom, ticket.Rows * CudaDraws.MostReported));
@@ -283,15 +287,21 @@ internal sealed unsafe class CudaBackend : IBackend
     public void Begin(Batch batch)
     {
         device.Enter();
-        Send(batch, batch.Rows);
+        Send(batch);
     }
 
-    private void Send(Batch batch, int rows)
+    private void Send(Batch batch)
     {
-        this.batch = batch;
-        formRows = rows;
         arena.Reset();
-        anyAdapters = Array.Exists(batch.Segments, s => s.Adapter is not null);
+        draws = batch.Draws;
+        anyAdapters = false;
+        highestRank = 0;
+        foreach (var segment in batch.Segments)
+            if (segment.Adapter is CudaAdapter adapter)
+            {
+                anyAdapters = true;
+                highestRank = Math.Max(highestRank, adapter.MaxRank);
+            }
         Arrays(0, 1).Send(batch, allShort: batch.Rows <= FewRows);
         if (batch.Draws.Length == 0) return;
         var bytes = CudaDraws.Bytes(batch.Draws);
@@ -388,10 +398,36 @@ internal sealed unsafe class CudaBackend : IBackend
         }
         if (arrays.Last.ShrinkTiles > 0)
         {
-            var (table, perAdapter, parts, zStride, whole, wholePart) = (site.Table, site.PerAdapter, site.Parts, site.ZStride, site.Whole, site.WholePart);
-            ShrinkLong(step, tiles, pointer, stride, table, perAdapter, parts, whole, wholePart, zStride);
+            var (count, inputs, partialStride, arrived) = (step + 20, x.Cols, site.Parts * ((highestRank + 3) / 4 * 4), shrinkCounters);
+            var pieces = (inputs + ShrinkColumns - 1) / ShrinkColumns;
+            var partial = arena.Take((long)arrays.Last.ShrinkTiles * pieces * StepArrays.AttendTileRows * partialStride * sizeof(float));
+            var arguments = stackalloc void*[] { &count, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
+            Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.ShrinkTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
         }
     }
+
+    /// <summary>The site's entries for the step's adapters; none where the step has none.</summary>
+    private Site SiteOf(LoraSite? site)
+    {
+        if (site is null || !anyAdapters) return default;
+        var (first, parts) = (site.Parts[0].Projection, site.Parts.Length);
+        Debug.Assert(site.Parts.Select((p, i) => p.Projection == first + i).All(follows => follows), "A site's projections are neighbours.");
+        return new Site
+        {
+            Table = adapters!.EntriesOf(site.Layer, first),
+            PerAdapter = adapters.Layers * 7,
+            Parts = parts,
+            Kind = first switch { Projection.Query or Projection.Key or Projection.Value => 0, Projection.Output => 1, Projection.Gate or Projection.Up => 2, _ => 3 },
+            ZStride = maxRank,
+            Z = shortZ,
+            Whole = wholeZ,
+            ZPart = shortCapacity * 16 * maxRank,
+            WholePart = Math.Max(stepRows, FewRows) * maxRank,
+        };
+    }
+
+    /// <summary>What a linear left in <paramref name="y"/>, or y itself.</summary>
+    private static (Sums Sums, Site Site) Unfinished(CudaScratch y) => y.Sums.Y != 0 ? (y.Sums, y.Site) : (new Sums { Y = y.Pointer, Stride = y.Stride }, default);
 
     public void RopeAndStore(DeviceTensor qkv, HeadNorms? norms, KvCache cache, int layer)
     {
@@ -404,6 +440,15 @@ internal sealed unsafe class CudaBackend : IBackend
         var arguments = stackalloc void*[] { &step, &rows, &positions, &slots, &sums, &site, &heads, &queryNorm, &keyNorm, &epsilon, &frequencies, &queries, &layout };
         var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + site.ZStride) * sizeof(float);
         Launch(kernels.Get("ropeStore", shared), x.Rows, 3, 256, shared, arguments);
+    }
+
+    public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)
+    {
+        var (x, store, to, shape) = ((CudaScratch)qkv, (CudaKvCache)cache, (CudaScratch)y, cache.Shape);
+        var (step, items, tiles, blocks, queries, layout) = (arrays!.Header, arrays.AttendItemsAt, arrays.TilesAt, arrays.BlockTableAt, x.Queries, store.Layout(layer));
+        var (heads, window, pointer, stride) = (shape.Heads, shape.Windows[layer], to.Pointer, to.Stride);
+        var arguments = stackalloc void*[] { &step, &items, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
+        Launch(kernels.Get("attendAny"), x.Rows, heads, 128, (store.DimStride + (4 * (2 + store.DimStride))) * sizeof(float), arguments);
     }
 
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
@@ -422,7 +467,7 @@ internal sealed unsafe class CudaBackend : IBackend
         to.OfLogitRows = true;
         var (step, rows, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.LogitRowsAt, from.Pointer, from.Stride, from.Cols, to.Pointer, to.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &pointer, &stride, &cols, &into, &intoStride };
-        var name = (from.Precision, to.Precision) switch { (Precision.Full, Precision.Full) => "takeRows_full", (Precision.Full, _) => "takeRows_fullOperand", _ => "takeRows_operand" };
+        var name = (from.Precision, to.Precision) switch { (Precision.Full, Precision.Full) => "takeRows_full", (Precision.Full, _) => "takeRows_round", _ => "takeRows_operand" };
         Launch(kernels.Get(name), to.Rows, 1, 256, 0, arguments);
     }
 
@@ -465,10 +510,140 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         var (sums, site) = (y.Sums, y.Site);
         var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, y.Columns.Second, y.Columns.Third, y.Cols, y.Pointer, y.Stride);
-        if (y.OfLogitRows) step = LogitStep();
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
         Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
         return into;
+    }
+
+    private void Launch(nint kernel, int x, int y, int threads, int shared, void** arguments)
+    {
+        var attribute = new Driver.LaunchAttribute { Id = 6, Value = 1 };
+        var config = new Driver.LaunchConfig
+        {
+            GridX = (uint)x,
+            GridY = (uint)y,
+            GridZ = 1,
+            BlockX = (uint)threads,
+            BlockY = 1,
+            BlockZ = 1,
+            SharedBytes = (uint)shared,
+            Stream = device.Stream,
+            Attributes = &attribute,
+            AttributeCount = device.OverlapsLaunches ? 1u : 0,
+        };
+        Driver.Check(Driver.cuLaunchKernelEx(&config, kernel, arguments, null), "cuLaunchKernelEx");
+    }
+
+    // ---- To the device
+
+    private static TensorMap MapOf(ulong pointer, int rows, int cols, int stride, int boxRows)
+    {
+        var sizes = stackalloc ulong[] { (ulong)cols, (ulong)rows };
+        var strides = stackalloc ulong[] { (ulong)stride * 2 };
+        var box = stackalloc uint[] { 64, (uint)boxRows };
+        var ones = stackalloc uint[] { 1, 1 };
+        var room = stackalloc byte[sizeof(TensorMap) + 64];
+        var map = (TensorMap*)(((nint)room + 63) & ~63);
+        Driver.Check(Driver.cuTensorMapEncodeTiled(map, 9, 2, (void*)pointer, sizes, strides, box, ones, 0, 3, 2, 0), "cuTensorMapEncodeTiled");     // bf16, 128-byte swizzle
+        return *map;
+    }
+
+    private void Send(ulong to, byte* from, long bytes)
+    {
+        Driver.Check(Driver.cuMemcpyHtoDAsync_v2(to, from, (nuint)bytes, device.Stream), "cuMemcpyHtoD");
+        Driver.Check(Driver.cuStreamSynchronize(device.Stream), "cuMemcpyHtoD");
+    }
+
+    /// <summary>Rows as bf16 through two pinned rooms: one is filled by all cores while the other is on its way.</summary>
+    private void SendRows(HostTensor from, ulong to, int stride)
+    {
+        const long Room = 32 << 20;
+        if (staging.Bytes == 0) staging = device.AllocatePinned(2 * Room);
+        var each = (int)Math.Max(1, Room / ((long)stride * 2));
+        for (int first = 0, room = 0; first < from.Rows; first += each, room ^= 1)
+        {
+            var rows = Math.Min(each, from.Rows - first);
+            var host = (nint)(staging.Host + (room * Room));
+            Driver.Check(Driver.cuEventSynchronize(events[room]), "uploading weights");
+            var (begin, tasks) = (first, (rows + 255) / 256);
+            Parallel.For(0, tasks, task =>
+            {
+                for (var r = task * 256; r < Math.Min(rows, (task + 1) * 256); r++)
+                    Bf16.Copy(from, (long)(begin + r) * from.Cols, from.Cols, (ushort*)host + ((long)r * stride), stride);
+            });
+            Driver.Check(Driver.cuMemcpyHtoDAsync_v2(to + (ulong)((long)first * stride * 2), (void*)host, (nuint)((long)rows * stride * 2), device.Stream), "uploading weights");
+            Driver.Check(Driver.cuEventRecord(events[room], device.Stream), "uploading weights");
+        }
+    }
+
+    private StepArrays Arrays(int blocks, int blockSize)
+    {
+        if (arrays is not null && arrays.Blocks >= blocks && (blocks == 0 || arrays.BlockSize == blockSize)) return arrays;
+        Driver.Check(Driver.cuStreamSynchronize(device.Stream), "cuStreamSynchronize");
+        Forget();
+        arrays?.Dispose();
+        return arrays = new StepArrays(device, Math.Max(stepRows, FewRows), Math.Max(blocks, arrays?.Blocks ?? 0), blockSize);
+    }
+
+    private void Forget()
+    {
+        foreach (var recording in recordings.Values) if (recording.Graph != 0) _ = Driver.cuGraphExecDestroy(recording.Graph);
+        recordings.Clear();
+    }
+
+    // ---- What the machine gives, to measure steps against
+
+    public void Synchronize()
+    {
+        device.Enter();
+        Driver.Check(Driver.cuStreamSynchronize(device.Stream), "cuStreamSynchronize");
+    }
+
+    /// <summary>Bytes a second, read and written, of a copy on the device.</summary>
+    public double CopyRate(long bytes)
+    {
+        var (from, to) = (device.Allocate(bytes), device.Allocate(bytes));
+        Driver.Check(Driver.cuMemsetD8Async(from, 0x5A, (nuint)bytes, device.Stream), "cuMemsetD8");
+        var milliseconds = Time(() => Driver.Check(Driver.cuMemcpyDtoDAsync_v2(to, from, (nuint)bytes, device.Stream), "cuMemcpyDtoD"));
+        device.Free(from);
+        device.Free(to);
+        return 2e3 * bytes / milliseconds;
+    }
+
+    /// <summary>Operations a second of a bf16 product of <paramref name="size"/>³, on random values.</summary>
+    public double MatrixRate(int size)
+    {
+        var (x, w, y) = (device.Allocate(2L * size * size), device.Allocate(2L * size * size), device.Allocate(4L * size * size));
+        var values = new ushort[size * size];
+        for (var i = 0; i < values.Length; i++) values[i] = (ushort)((Random.Shared.Next() & 0x807F) | (121 << 7));
+        fixed (ushort* from = values)
+        {
+            Send(x, (byte*)from, 2L * size * size);
+            Send(w, (byte*)from, 2L * size * size);
+        }
+        var milliseconds = Time(() => matrices.Multiply(x, size, w, size, y, size, size, size, size, device.Stream));
+        foreach (var pointer in (ulong[])[x, w, y]) device.Free(pointer);
+        return 2e3 * size * size * size / milliseconds;
+    }
+
+    private double Time(Action run)
+    {
+        device.Enter();
+        Driver.Check(Driver.cuEventCreate(out var begin, 0), "cuEventCreate");
+        Driver.Check(Driver.cuEventCreate(out var end, 0), "cuEventCreate");
+        var times = new List<double>();
+        for (var i = 0; i < 12; i++)
+        {
+            _ = Driver.cuEventRecord(begin, device.Stream);
+            run();
+            _ = Driver.cuEventRecord(end, device.Stream);
+            Driver.Check(Driver.cuEventSynchronize(end), "timing");
+            _ = Driver.cuEventElapsedTime(out var milliseconds, begin, end);
+            if (i >= 2) times.Add(milliseconds);
+        }
+        _ = Driver.cuEventDestroy_v2(begin);
+        _ = Driver.cuEventDestroy_v2(end);
+        return times.Order().ElementAt(times.Count / 2);
     }
 
     public void Dispose()
@@ -481,9 +656,9 @@ internal sealed unsafe class CudaBackend : IBackend
         matrices.Dispose();
         kernels.Dispose();
         arena.Dispose();
-        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, rules, attendRoom, attendCounters]) device.Free(pointer);
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules]) device.Free(pointer);
         foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
-        foreach (var e in events) Driver.cuEventDestroy_v2(e);
+        foreach (var e in events) _ = Driver.cuEventDestroy_v2(e);
         device.Dispose();
     }
 

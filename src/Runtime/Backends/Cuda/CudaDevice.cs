@@ -55,12 +55,12 @@ internal sealed unsafe class CudaDevice : IDisposable
     {
         if (Libraries.Missing(Libraries.Driver) is { } driver) return ($"the NVIDIA driver's library ({driver}) is not there: install the NVIDIA driver, and in a container start it with the GPU (docker: --gpus all)", []);
         if (Driver.cuInit(0) is not Driver.Success and var result) return ($"the NVIDIA driver does not start: {Driver.Describe(result)}", []);
-        Driver.cuDriverGetVersion(out var version);
+        _ = Driver.cuDriverGetVersion(out var version);
         if (version < 12000) return ($"the NVIDIA driver supports CUDA {version / 1000}.{version % 1000 / 10}, and 12.0 or newer is needed: update the driver to 525 or newer", []);
         var absent = new[] { (Libraries.Nvrtc, "NVRTC"), (Libraries.Blas, "cuBLASLt") }.Select(l => (Name: l.Item2, Found: Libraries.Missing(l.Item1))).Where(l => l.Found is not null).ToArray();
         if (absent.Length > 0)
             return ($"{string.Join(" and ", absent.Select(l => $"{l.Name} ({l.Found})"))} cannot be loaded: install CUDA's runtime libraries (Debian and Ubuntu: libnvrtc and libcublas of CUDA {version / 1000}; pip: nvidia-cuda-nvrtc and nvidia-cublas) and put their folder on the loader's path", []);
-        Driver.cuDeviceGetCount(out var count);
+        _ = Driver.cuDeviceGetCount(out var count);
         if (count == 0) return ("the driver sees no GPU: see CUDA_VISIBLE_DEVICES, and in a container start it with the GPU (docker: --gpus all)", []);
         return (null, [.. Enumerable.Range(0, count).Select(Describe)]);
     }
@@ -97,7 +97,7 @@ internal sealed unsafe class CudaDevice : IDisposable
     {
         if (pointer == 0) return;
         Enter();
-        Driver.cuMemFree_v2(pointer);
+        _ = Driver.cuMemFree_v2(pointer);
     }
 
     /// <summary>Host memory that the GPU reads and writes at full speed; mapped, so that kernels can write to it.</summary>
@@ -112,23 +112,23 @@ internal sealed unsafe class CudaDevice : IDisposable
     public void FreePinned(Pinned pinned)
     {
         Enter();
-        Driver.cuMemFreeHost((nint)pinned.Host);
+        _ = Driver.cuMemFreeHost((nint)pinned.Host);
     }
 
     public void Dispose()
     {
         Enter();
-        Driver.cuStreamDestroy_v2(Stream);
-        Driver.cuStreamDestroy_v2(LoadStream);
-        Driver.cuDevicePrimaryCtxRelease_v2(device);
+        _ = Driver.cuStreamDestroy_v2(Stream);
+        _ = Driver.cuStreamDestroy_v2(LoadStream);
+        _ = Driver.cuDevicePrimaryCtxRelease_v2(device);
         current = 0;
     }
 
     private static (string, string?) Describe(int ordinal)
     {
-        Driver.cuDeviceGet(out var device, ordinal);
+        _ = Driver.cuDeviceGet(out var device, ordinal);
         var name = stackalloc byte[128];
-        Driver.cuDeviceGetName(name, 128, device);
+        _ = Driver.cuDeviceGetName(name, 128, device);
         var (major, minor) = (Attribute(Major, device), Attribute(Minor, device));
         return (Marshal.PtrToStringUTF8((nint)name)!, major >= 8 ? null : $"its compute capability is {major}.{minor}, and 8.0 or newer is needed (Ampere, 2020)");
     }

@@ -28,6 +28,7 @@ internal sealed class CudaWeights(CudaDevice device, DType type, int rows, int c
 
     public override void Dispose()
     {
+        base.Dispose();
         device.Free(Matrix);
         device.Free(Vector);
         device.Free(PartsOfTile);
@@ -57,6 +58,9 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
 
     /// <summary>Columns at which the second and third part of the site begin.</summary>
     public (int Second, int Third) Columns { get; private set; }
+
+    /// <summary>Its rows are those whose logits are wanted.</summary>
+    public bool OfLogitRows { get; set; }
 
     /// <summary>Rotated queries, bf16 [row][head][dimStride], once <see cref="CudaBackend.RopeAndStore"/> has been here.</summary>
     public ulong Queries { get; set; }

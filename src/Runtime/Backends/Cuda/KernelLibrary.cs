@@ -14,8 +14,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
     [
         ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
         ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
-        ("attend_decode", ["common.cuh", "attend_decode.cu"]),
-        ("attend_prefill", ["common.cuh", "attend_prefill.cu"]),
+        ("attend_any", ["common.cuh", "attend_any.cu"]),
         ("draw", ["common.cuh", "draw.cu"]),
         ("embed", ["common.cuh", "embed.cu"]),
         ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
@@ -89,6 +88,6 @@ internal sealed unsafe class KernelLibrary : IDisposable
     public void Dispose()
     {
         device.Enter();
-        foreach (var module in modules) Driver.cuModuleUnload(module);
+        foreach (var module in modules) _ = Driver.cuModuleUnload(module);
     }
 }

@@ -41,15 +41,9 @@ internal static class Libraries
     {
         var windows = OperatingSystem.IsWindows();
         if (library == Driver) return windows ? ["nvcuda.dll"] : ["libcuda.so.1", "libcuda.so"];
-        int[] majors = [13, 12];
-        var toolkits = majors.SelectMany(major => (string[])(library, windows) switch
-        {
-            (Nvrtc, true) => [$"nvrtc64_{major}0_0.dll"],
-            (Nvrtc, false) => [$"libnvrtc.so.{major}", $"/usr/local/cuda/lib64/libnvrtc.so.{major}"],
-            (_, true) => [$"cublasLt64_{major}.dll"],
-            (_, false) => [$"libcublasLt.so.{major}", $"/usr/local/cuda/lib64/libcublasLt.so.{major}"],
-        });
-        return toolkits;
+        return ((int[])[13, 12]).SelectMany(major => windows
+            ? [library == Nvrtc ? $"nvrtc64_{major}0_0.dll" : $"cublasLt64_{major}.dll"]
+            : (string[])[$"lib{library}.so.{major}", $"/usr/local/cuda/lib64/lib{library}.so.{major}"]);
     }
 }
 

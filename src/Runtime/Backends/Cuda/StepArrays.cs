@@ -19,7 +19,7 @@ internal sealed unsafe class StepArrays : IDisposable
 
     private const int Buffers = 3;
     private readonly CudaDevice device;
-    private readonly int rows, items, blockCapacity;
+    private readonly int rows, blockCapacity;
     private readonly long positions, slots, rowInfos, groups, logitRows, tiles, shrinkTiles, attendItems, blockTable, bytes;
     private readonly Pinned[] pinned = new Pinned[Buffers];
     private readonly ulong data;
@@ -33,7 +33,8 @@ internal sealed unsafe class StepArrays : IDisposable
     {
         this.device = device;
         this.rows = rows;
-        items = rows + (int)((long)blocks * blockSize / AttendPiece);
+        BlockSize = blockSize;
+        var items = rows + (int)((long)blocks * blockSize / AttendPiece);
         blockCapacity = blocks + rows;
         long next = 64;
         long Room(long size)
@@ -57,6 +58,11 @@ internal sealed unsafe class StepArrays : IDisposable
         for (var i = 0; i < Buffers; i++) pinned[i] = device.AllocatePinned(bytes);
         data = device.Allocate(bytes);
     }
+
+    public int BlockSize { get; }
+
+    /// <summary>Blocks that there is room for.</summary>
+    public int Blocks => blockCapacity - rows;
 
     private long Tokens { get; }
 
@@ -141,7 +147,7 @@ internal sealed unsafe class StepArrays : IDisposable
         var blocks = 0;
         foreach (var (first, count, context, held) in batch.Spans)
         {
-            var used = Math.Min(held.Length, (int)Math.Min((context - 1L) / BlockSizeOf(held, context) + 1, held.Length));
+            var used = Math.Min(held.Length, (context + BlockSize - 1) / BlockSize);        // lists may be longer than needed
             if (blocks + used > blockCapacity) throw new ArgumentException("The step's sequences hold more blocks than there are.");
             held.AsSpan(0, used).CopyTo(new Span<int>(table + blocks, used));
             if (count == 1)
@@ -166,14 +172,6 @@ internal sealed unsafe class StepArrays : IDisposable
         }
         return blocks;
     }
-
-    // A sequence's list may be longer than it needs; how long a block is, the cache knows, and here it only bounds the copy.
-    private int BlockSizeOf(int[] held, int context) => held.Length == 0 ? context : Math.Max(1, blockSizeHint);
-
-    private int blockSizeHint = 1;
-
-    /// <summary>Positions in a block, once the cache is there.</summary>
-    public void SetBlockSize(int size) => blockSizeHint = size;
 
     public void Dispose()
     {

@@ -266,9 +266,8 @@ DEVICE void fetchShare(const Share& share, const TensorMap& wMap, const TensorMa
 }
 
 template <int NT, int STAGES>
-DEVICE void multiply(const Step* step, const Share& share, const Weight& weight, float* y, long long yPart, int yStride, u64* full, u64* empty, unsigned char* stages) {
+DEVICE void multiply(int rows, const Share& share, const Weight& weight, float* y, long long yPart, int yStride, u64* full, u64* empty, unsigned char* stages) {
     const int StageBytes = (TileRows + 8 * NT) * 128, warp = threadIdx.x / 32;
-    const int rows = step->rows;        // written long before this kernel began
     awaitPrevious();
     float sum[NT][4] = {};
     int stage = 0, previous = -1;
@@ -323,7 +322,7 @@ DEVICE void multiplyStage(float (&sum)[NT][4], const unsigned char* w, const uns
 }
 
 template <int NT, int STAGES>
-DEVICE void multiply(const Step* step, const Share& share, const Weight& weight, const u16* x, int xStride, float* y, long long yPart, int yStride, unsigned char* stages) {
+DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u16* x, int xStride, float* y, long long yPart, int yStride, unsigned char* stages) {
     const int BN = 8 * NT, StageBytes = (TileRows + BN) * 128, thread = threadIdx.x;
     // A thread copies the same 16-byte piece of every 32nd row, to piece ^ (row % 8): neighbours in different banks.
     const int piece = thread % 8, place = thread / 8 * 128 + ((piece ^ (thread / 8 & 7)) << 4);
@@ -336,7 +335,6 @@ DEVICE void multiply(const Step* step, const Share& share, const Weight& weight,
             copyAsync(to + place + i * 4096, in ? from : weight.w, in ? valid : 0);
         }
     };
-    const int rows = step->rows;        // written long before this kernel began
     auto loadX = [&](int k, unsigned char* to) {
         const int column = k * StageColumns + piece * 8, valid = max(0, min(16, (weight.inputs - column) * 2));
 #pragma unroll
@@ -396,21 +394,21 @@ DEVICE void multiply(const Step* step, const Share& share, const Weight& weight,
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); \
     } \
     __syncthreads(); \
-    if (threadIdx.x < MmaThreads) multiply<NT, stages>(step, share, weight, y, yPart, yStride, full, empty, memory + HeaderBytes); \
+    if (threadIdx.x < MmaThreads) multiply<NT, stages>(*rowCount, share, weight, y, yPart, yStride, full, empty, memory + HeaderBytes); \
     else if (threadIdx.x >= MmaThreads + ShrinkThreads) fetchShare<NT, stages>(share, wMap, xMap, full, empty, memory + HeaderBytes); \
     else if (site.parts > 0) shrink(step, groups, site, x, xStride, (float*)memory); \
     else awaitPrevious();
 #else
 #define RUN_LINEAR(NT) \
     constexpr int fit = (SHARED_LIMIT - HeaderBytes) / ((TileRows + 8 * NT) * 128); \
-    if (threadIdx.x < MmaThreads) multiply<NT, (fit < 8 ? fit : 8)>(step, shareOf(weight), weight, x, xStride, y, yPart, yStride, memory + HeaderBytes); \
+    if (threadIdx.x < MmaThreads) multiply<NT, (fit < 8 ? fit : 8)>(*rowCount, shareOf(weight), weight, x, xStride, y, yPart, yStride, memory + HeaderBytes); \
     else if (threadIdx.x < MmaThreads + ShrinkThreads && site.parts > 0) shrink(step, groups, site, x, xStride, (float*)memory); \
     else awaitPrevious();
 #endif
 
-// 416 threads; the number of blocks, and so the parts are the weight's own and do not change with the rows.
+// rowCount: the step's rows or those of its logits, written long before this kernel begins. 416 threads; the number of blocks, and so the parts are the weight's own and do not change with the rows.
 #define LINEAR(NT) \
-    extern "C" __global__ __launch_bounds__(416, 1) void linear_##NT(const Step* step, const Group* groups, Weight weight, const u16* x, int xStride, \
+    extern "C" __global__ __launch_bounds__(416, 1) void linear_##NT(const Step* step, const int* rowCount, const Group* groups, Weight weight, const u16* x, int xStride, \
         float* y, long long yPart, int yStride, Site site, const __grid_constant__ TensorMap wMap, const __grid_constant__ TensorMap xMap) { \
         DYNAMIC_SHARED(memory); \
         letNextStart(); \
