@@ -133,7 +133,7 @@ internal static unsafe class Gpu
         /// <summary>Gives every sequence a prompt of so many random tokens.</summary>
         public void FillCache(int length)
         {
-            for (var first = 0; first < sequences; first += 4) Read([.. Enumerable.Range(first, Math.Min(4, sequences - first))], 0, length, _ => null, draw: false);
+            for (var first = 0; first < sequences; first += 4) Read([.. Enumerable.Range(first, Math.Min(4, sequences - first))], 0, length, _ => null, draw: false, collect: true);
             Backend.Synchronize();
         }
 
@@ -141,9 +141,12 @@ internal static unsafe class Gpu
         {
             Backend.Synchronize();
             var begun = Stopwatch.GetTimestamp();
-            for (var first = 0; first < count; first += StepRows / length) Read([.. Enumerable.Range(first, StepRows / length)], 0, length, adapterOf, draw: true);
-            Backend.Synchronize();
-            for (var first = 0; first < count; first += StepRows / length) Backend.Collect();
+            for (var first = 0; first < count; first += StepRows / length)
+            {
+                Read([.. Enumerable.Range(first, StepRows / length)], 0, length, adapterOf, draw: true);
+                if (first > 0) Backend.Collect();
+            }
+            Backend.Collect();
             return Stopwatch.GetElapsedTime(begun).TotalSeconds;
         }
 
@@ -177,6 +180,7 @@ internal static unsafe class Gpu
             var device = transformer.Run(Decode(context, adapters, first, draw: false))!;
             var host = new float[adapters.Length * config.VocabSize];
             Backend.Download(device, host);
+            Backend.Collect();
             return host;
         }
 
@@ -193,7 +197,9 @@ internal static unsafe class Gpu
 
         private int Token(int sequence, int position) => (int)((((uint)sequence * 7919) + ((uint)position * 104729) + 5) % (uint)config.VocabSize);
 
-        private void Read(int[] which, int from, int count, Func<int, DeviceAdapter?> adapterOf, bool draw) => transformer.Run(new Batch
+        private void Read(int[] which, int from, int count, Func<int, DeviceAdapter?> adapterOf, bool draw, bool collect = false)
+        {
+            transformer.Run(new Batch
         {
             Tokens = [.. which.SelectMany(s => Enumerable.Range(from, count).Select(p => Token(s, p)))],
             Positions = [.. which.SelectMany(_ => Enumerable.Range(from, count))],
@@ -202,7 +208,9 @@ internal static unsafe class Gpu
             Segments = [.. which.Select((s, i) => new AdapterSegment(i * count, count, adapterOf(s)))],
             LogitRows = draw ? [.. which.Select((_, i) => (i * count) + count - 1)] : [],
             Draws = draw ? [.. which.Select(_ => new DrawRule())] : [],
-        });
+            });
+            if (collect) Backend.Collect();
+        }
 
         private Batch Decode(int context, DeviceAdapter?[] adapters, int first, bool draw)
         {

@@ -36,7 +36,8 @@ internal sealed unsafe class CudaBackend : IBackend
     private Pinned staging;
     private CudaAdapters? adapters;
     private StepArrays? arrays;
-    private ulong rules;
+    private ulong rules, pieces;
+    private long pieceBytes;
     private long ruleBytes;
     private DrawRule[] draws = [];
     private bool anyAdapters;
@@ -232,7 +233,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
             }
         }
-        if (batch.Draws.Length > 0) Fetch();
+        Fetch();
         return result;
     }
 
@@ -256,7 +257,7 @@ internal sealed unsafe class CudaBackend : IBackend
         return result;
     }
 
-    /// <summary>Starts bringing the draws' results to the host.</summary>
+    /// <summary>Starts bringing the draws' results to the host, and marks the step's end.</summary>
     private void Fetch()
     {
         var drawRules = draws;
@@ -264,7 +265,8 @@ internal sealed unsafe class CudaBackend : IBackend
         var reports = Array.Exists(drawRules, r => r.LogProbabilities > 0);
         var room = resultRooms[turn];
         var bytes = drawRules.Length * sizeof(CudaDraws.Result);
-        Driver.Check(Driver.cuMemcpyDtoHAsync_v2(room.Host, results, (nuint)bytes, device.Stream), "fetching draws");
+        if (bytes > 0)
+            Driver.Check(Driver.cuMemcpyDtoHAsync_v2(room.Host, results, (nuint)bytes, device.Stream), "fetching draws");
         if (reports)
             Driver.Check(Driver.cuMemcpyDtoHAsync_v2(room.Host + ResultRoom, tops, (nuint)(drawRules.Length * CudaDraws.MostReported * sizeof(CudaDraws.Top)), device.Stream), "fetching log-probabilities");
         Driver.Check(Driver.cuEventRecord(events[turn], device.Stream), "cuEventRecord");
@@ -278,7 +280,7 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         device.Enter();
         if (draws.Length > 0) Fetch();              // the verbs were called one by one
-        if (!tickets.TryDequeue(out var ticket)) return [];
+        if (!tickets.TryDequeue(out var ticket) || ticket.Rows == 0) return [];
         Driver.Check(Driver.cuEventSynchronize(events[ticket.Room]), "a step");
         var host = resultRooms[ticket.Room].Host;
         return CudaDraws.Read(new ReadOnlySpan<CudaDraws.Result>(host, ticket.Rows), new ReadOnlySpan<CudaDraws.Top>(host + ResultRoom, ticket.Rows * CudaDraws.MostReported));
@@ -447,8 +449,41 @@ internal sealed unsafe class CudaBackend : IBackend
         var (x, store, to, shape) = ((CudaScratch)qkv, (CudaKvCache)cache, (CudaScratch)y, cache.Shape);
         var (step, items, tiles, blocks, queries, layout) = (arrays!.Header, arrays.AttendItemsAt, arrays.TilesAt, arrays.BlockTableAt, x.Queries, store.Layout(layer));
         var (heads, window, pointer, stride) = (shape.Heads, shape.Windows[layer], to.Pointer, to.Stride);
-        var arguments = stackalloc void*[] { &step, &items, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
-        Launch(kernels.Get("attendAny"), x.Rows, heads, 128, (store.DimStride + (4 * (2 + store.DimStride))) * sizeof(float), arguments);
+        if (store.DimStride > 128)
+        {
+            var any = stackalloc void*[] { &step, &items, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
+            Launch(kernels.Get("attendAny"), x.Rows, heads, 128, (store.DimStride + (4 * (2 + store.DimStride))) * sizeof(float), any);
+            return;
+        }
+        var size = (store.DimStride + 31) / 32;
+        if (arrays.Last.AttendItems > 0)
+        {
+            var across = shape.KvHeads * (((heads / shape.KvHeads) + 7) / 8);
+            var (partial, arrived) = PieceRoom(across, store.DimStride);
+            var arguments = stackalloc void*[] { &step, &items, &blocks, &queries, &layout, &heads, &window, &partial, &arrived, &pointer, &stride };
+            // Rows of a step that is recorded may have more pieces another time: a block takes those that are left in turn.
+            Launch(kernels.Get($"attendDecode_{size}"), Math.Max(2 * x.Rows, Math.Min(8 * device.Multiprocessors / across, 64)), across, 128, 32 * (store.DimStride + 2) * sizeof(float), arguments);
+        }
+        if (arrays.Last.Tiles > 0)
+        {
+            var arguments = stackalloc void*[] { &step, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
+            Launch(kernels.Get($"attendPrompt_{size}"), arrays.Last.Tiles, heads, 128, 0, arguments);
+        }
+    }
+
+    /// <summary>Where pieces of a row's attention meet: their sums, and a counter for each row and head block that is zero between launches.</summary>
+    private (ulong Partial, ulong Arrived) PieceRoom(int across, int dimStride)
+    {
+        var bytes = (long)arrays!.AttendItems * across * 8 * (dimStride + 2) * sizeof(float);
+        var counters = (long)arrays.Rows * across * sizeof(int);
+        if (pieceBytes < bytes + counters)
+        {
+            device.Free(pieces);
+            pieceBytes = bytes + counters;
+            pieces = device.Allocate(pieceBytes);
+            Driver.Check(Driver.cuMemsetD8Async(pieces, 0, (nuint)counters, device.Stream), "cuMemsetD8");
+        }
+        return (pieces + (ulong)((counters + 15) & -16), pieces);
     }
 
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
@@ -656,7 +691,7 @@ internal sealed unsafe class CudaBackend : IBackend
         matrices.Dispose();
         kernels.Dispose();
         arena.Dispose();
-        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules]) device.Free(pointer);
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces]) device.Free(pointer);
         foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
         foreach (var e in events) _ = Driver.cuEventDestroy_v2(e);
         device.Dispose();

@@ -14,6 +14,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
     [
         ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
         ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
+        ("attend", ["common.cuh", "attend.cu"]),
         ("attend_any", ["common.cuh", "attend_any.cu"]),
         ("draw", ["common.cuh", "draw.cu"]),
         ("embed", ["common.cuh", "embed.cu"]),

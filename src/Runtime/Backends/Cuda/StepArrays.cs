@@ -34,7 +34,7 @@ internal sealed unsafe class StepArrays : IDisposable
         this.device = device;
         this.rows = rows;
         BlockSize = blockSize;
-        var items = rows + (int)((long)blocks * blockSize / AttendPiece);
+        AttendItems = rows + (int)((long)blocks * blockSize / AttendPiece);
         blockCapacity = blocks + rows;
         long next = 64;
         long Room(long size)
@@ -52,7 +52,7 @@ internal sealed unsafe class StepArrays : IDisposable
         logitRows = Room(rows * 4L);
         tiles = Room(rows * 16L);
         shrinkTiles = Room(rows * 16L);
-        attendItems = Room(items * 32L);
+        attendItems = Room(AttendItems * 32L);
         blockTable = Room(blockCapacity * 4L);
         bytes = next;
         for (var i = 0; i < Buffers; i++) pinned[i] = device.AllocatePinned(bytes);
@@ -60,6 +60,11 @@ internal sealed unsafe class StepArrays : IDisposable
     }
 
     public int BlockSize { get; }
+
+    public int Rows => rows;
+
+    /// <summary>Pieces of attention that there is room for.</summary>
+    public int AttendItems { get; }
 
     /// <summary>Blocks that there is room for.</summary>
     public int Blocks => blockCapacity - rows;
