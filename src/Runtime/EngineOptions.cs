@@ -21,6 +21,9 @@ public sealed record EngineOptions
     /// <summary>KV positions in the whole pool, shared by all sequences; 0: eight full contexts, within a quarter of the memory.</summary>
     public int CacheTokens { get; init; }
 
+    /// <summary>Device memory for adapters, in MiB; 0: what suits the device, on a GPU a fifth of what the weights leave, on the Cpu no limit.</summary>
+    public int AdapterMemoryMegabytes { get; init; }
+
     /// <summary>Longest prompt and answer together; 0: what config.json says, cut to the pool.</summary>
     public int ContextLength { get; init; }
 
@@ -55,6 +58,7 @@ public sealed record EngineOptions
         Expect(Threads is >= 0 and <= 1024, nameof(Threads), "0 to 1024", Threads);
         Expect(BlockSize is >= 1 and <= 1024, nameof(BlockSize), "1 to 1024", BlockSize);
         Expect(CacheTokens == 0 || CacheTokens >= BlockSize, nameof(CacheTokens), $"0, or {BlockSize} or more", CacheTokens);
+        Expect(AdapterMemoryMegabytes >= 0, nameof(AdapterMemoryMegabytes), "0 or more", AdapterMemoryMegabytes);
         Expect(ContextLength >= 0, nameof(ContextLength), "0 or more", ContextLength);
         Expect(StepTokens is >= 0 and <= 65536, nameof(StepTokens), "0 to 65536", StepTokens);
         Expect(MaxSequences is >= 1 and <= 65536, nameof(MaxSequences), "1 to 65536", MaxSequences);
