@@ -9,7 +9,6 @@ using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using TenantLora.Runtime.Adapters;
 using TenantLora.Runtime.Backends;
-using TenantLora.Runtime.Backends.Cpu;
 using TenantLora.Runtime.Models;
 using TenantLora.Runtime.Scheduling;
 using TenantLora.Runtime.Serving;
@@ -68,36 +67,50 @@ public sealed partial class Engine : IRuntime
         endTokens = (tokenizer.Eos is { } end ? config.EosTokenIds.Append(end) : config.EosTokenIds).ToFrozenSet();
         files = WeightFiles.Open(directory);
 
-        backend = open();
-        weights = ModelWeights.Load(config, files.Get, backend);
-        var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
-        var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
-        var shape = config.ToAttentionShape();
-        var plan = backend.Plan(shape, new MemoryWish(options.CacheTokens, (long)options.AdapterMemoryMegabytes << 20, options.BlockSize, stepTokens + options.MaxSequences, longest));
-        cache = backend.CreateKvCache(plan.Blocks, options.BlockSize, shape);
-        model = new Transformer(config, weights, backend, cache, tokenizer.Size);
-        pool = new BlockPool(plan.Blocks, options.BlockSize);
-        residency = new AdapterResidency(backend, plan.AdapterBytes, time => metrics!.AdapterLoaded(time), Wake);
-        adapters = new AdapterRegistry(residency);
-        scheduler = new Scheduler(pool, stepTokens, options.MaxSequences, Ready);
-        status = Look();
-        metrics = new EngineMetrics(() => Status);
+        try
+        {
+            backend = open();
+            weights = ModelWeights.Load(config, files.Get, backend);
+            var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
+            var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
+            var shape = config.ToAttentionShape();
+            var plan = backend.Plan(shape, new MemoryWish(options.CacheTokens, (long)options.AdapterMemoryMegabytes << 20, options.BlockSize, stepTokens + options.MaxSequences, longest));
+            Planned(log, backend.Name, plan.Description);
+            cache = backend.CreateKvCache(plan.Blocks, options.BlockSize, shape);
+            model = new Transformer(config, weights, backend, cache, tokenizer.Size);
+            pool = new BlockPool(plan.Blocks, options.BlockSize);
+            residency = new AdapterResidency(backend.SizeOf, backend.LoadAdapter, plan.AdapterBytes, time => metrics!.AdapterLoaded(time), Wake);
+            adapters = new AdapterRegistry(residency);
+            scheduler = new Scheduler(pool, stepTokens, options.MaxSequences, Ready);
+            status = Look();
+            metrics = new EngineMetrics(() => Status);
 
-        var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
-        Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
-            config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
-        thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
-        thread.Start();
+            var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
+            Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
+                config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
+            thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
+            thread.Start();
+        }
+        catch (Exception error)
+        {
+            residency?.Dispose();
+            backend?.Dispose();
+            files.Dispose();
+            if (error is OutOfDeviceMemoryException) throw new DeviceUnavailableException($"Device: {backend?.Name}: {error.Message}", error);
+            throw;
+        }
     }
 
     /// <summary>Loads the model and starts the engine's thread.</summary>
     /// <exception cref="ModelFileException">A file is missing, damaged or not understood.</exception>
-    /// <exception cref="ArgumentException">Options are out of range; the message names all of them.</exception>
+    /// <exception cref="ArgumentException">Options are out of range; the message names all of them. Or the device cannot be used, or what the options want does not fit it.</exception>
     public static Engine Start(EngineOptions options, ILoggerFactory? loggers = null)
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Check();
-        return Start(options, () => new CpuBackend(options.Threads), loggers);
+        var log = (loggers ?? NullLoggerFactory.Instance).CreateLogger<Engine>();
+        var stepRows = options.StepTokens == 0 ? 0 : options.StepTokens + options.MaxSequences;
+        return Start(options, () => Devices.Open(options.Device, options.Threads, options.MaxAdapterRank, options.MaxSequences, stepRows, log), loggers);
     }
 
     /// <summary>On a backend of the caller's choice, which the engine owns.</summary>
@@ -441,6 +454,9 @@ public sealed partial class Engine : IRuntime
 
     private string Fingerprint(string? adapter) =>
         "fp_" + Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{Info.BaseDigest}+{adapter}")).AsSpan(0, 8));
+
+    [LoggerMessage(Level = LogLevel.Information, Message = "Running on {Device}: {Plan}.")]
+    private static partial void Planned(ILogger logger, string device, string plan);
 
     [LoggerMessage(Level = LogLevel.Error, Message = "A step failed; its sequences were ended, the engine goes on.")]
     private static partial void StepFailed(ILogger logger, Exception error);

@@ -32,7 +32,7 @@ public abstract class EngineTests
         AdapterMemoryMegabytes = adapterMegabytes,
     }, Open);
 
-    private static Dictionary<string, string> AddAll(Engine engine) =>
+    private protected static Dictionary<string, string> AddAll(Engine engine) =>
         Tenants.ToDictionary(t => t, t => engine.AddAdapter(Repo.Path("adapters", t)).Digest);
 
     private protected static GenerationRequest Ask(string prompt, string? adapter = null, SamplingOptions? sampling = null, int? maxTokens = null, params string[] stop) => new()
@@ -338,6 +338,8 @@ public abstract class EngineTests
     {
         var error = Assert.Throws<ArgumentException>(() => Engine.Start(new EngineOptions { ModelDirectory = "nowhere", BlockSize = 0, Device = "tpu", StepTokens = -1 }));
         foreach (var name in new[] { "ModelDirectory", "BlockSize", "Device", "StepTokens" }) Assert.Contains(name, error.Message, StringComparison.Ordinal);
+        foreach (var device in new[] { "cuda:", "cuda:x", "cuda:-1", "CUDA", "" })
+            Assert.Contains("auto, cpu, cuda or cuda:N", Assert.Throws<ArgumentException>(() => Engine.Start(new EngineOptions { ModelDirectory = ".", Device = device })).Message, StringComparison.Ordinal);
     }
 
     /// <summary>A copy of a bf16 adapter whose weights are finite but so large that the forward pass overflows.</summary>
@@ -369,8 +371,10 @@ public sealed class CpuEngineTests : EngineTests
 public sealed class AheadEngineTests : EngineTests
 {
     private Action<int> onStep = _ => { };
+    private Action<LoraModules> onLoad = _ => { };
+    private long? adapterBytes;
 
-    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = underWay => onStep(underWay) };
+    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes };
 
     private async Task<int> MostUnderWay(SamplingOptions sampling)
     {
@@ -398,5 +402,61 @@ public sealed class AheadEngineTests : EngineTests
 
         Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
         await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task While_an_adapter_loads_others_are_served_and_those_who_wait_may_leave()
+    {
+        using var go = new ManualResetEventSlim();
+        onLoad = _ => go.Wait();
+        await using var engine = Start();
+        var digest = engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest;
+        var waits = Read(engine, Ask("Hello", digest));
+        using var leaves = new CancellationTokenSource();
+        var left = Read(engine, Ask("Hello", digest), leaves.Token);
+
+        Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
+        Assert.False(waits.IsCompleted);
+        await leaves.CancelAsync();
+        await Assert.ThrowsAnyAsync<OperationCanceledException>(() => left);
+        for (var i = 0; engine.Status is { AdaptersHeld: 2 } && i < 500; i++) await Task.Delay(10);
+        Assert.Equal((1, 0L), (engine.Status.AdaptersHeld, engine.Status.AdapterLoads));
+        go.Set();
+
+        Assert.Contains((await waits).Events, e => e is AdapterLoading);
+        Assert.Equal(1, engine.Status.AdapterLoads);
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task A_load_that_fails_ends_those_who_wait_for_it()
+    {
+        await using var engine = Start();
+        var digests = AddAll(engine);
+        var fails = true;
+        onLoad = _ =>
+        {
+            if (fails) throw new InvalidOperationException("The device fell over.");
+        };
+        var waits = Enumerable.Range(0, 5).Select(_ => Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello", digests["harbor"])))).ToList();
+
+        Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
+        Assert.All(await Task.WhenAll(waits), e => Assert.Equal(ErrorCodes.Internal, e.Code));
+        fails = false;
+        await Read(engine, Ask("Hello", digests["harbor"]));
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task An_adapter_that_could_never_fit_is_refused_at_the_door()
+    {
+        adapterBytes = 400_000;
+        await using var engine = Start();
+        engine.AddAdapter(Repo.Path("adapters", "ledger"));
+
+        var finding = Assert.Single(Assert.Throws<AdapterRefusedException>(() => engine.AddAdapter(Repo.Path("adapters", "kernel"))).Report.Findings, f => f.Severity == Severity.Error);
+
+        Assert.Equal("adapter_too_large", finding.Code);
+        Assert.False(engine.ValidateAdapter(Repo.Path("adapters", "kernel")).Accepted);
     }
 }

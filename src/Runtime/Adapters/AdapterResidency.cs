@@ -19,7 +19,8 @@ internal sealed class AdapterResidency : IDisposable
     /// <summary>Loads that room is set aside for at once: more would fix their order long before their time.</summary>
     private const int MostLoads = 8;
 
-    private readonly IBackend backend;
+    private readonly Func<LoraModules, long> size;
+    private readonly Func<LoraModules, DeviceAdapter> load;
     private readonly Action<TimeSpan> loaded;
     private readonly Action wake;
     private readonly Lock gate = new();
@@ -33,19 +34,21 @@ internal sealed class AdapterResidency : IDisposable
     private int loading;
     private long used, clock, loadCount, evictionCount;
 
+    /// <param name="size">Device bytes that a load takes.</param>
+    /// <param name="load">Brings an adapter to the device; called on the loader's thread.</param>
     /// <param name="budget">Device bytes for all adapters together.</param>
     /// <param name="loaded">Told how long each load took, on the loader's thread.</param>
     /// <param name="wake">Called, from any thread, when <see cref="Turn"/> has something to do.</param>
-    public AdapterResidency(IBackend backend, long budget, Action<TimeSpan> loaded, Action wake)
+    public AdapterResidency(Func<LoraModules, long> size, Func<LoraModules, DeviceAdapter> load, long budget, Action<TimeSpan> loaded, Action wake)
     {
-        (this.backend, Budget, this.loaded, this.wake) = (backend, budget, loaded, wake);
+        (this.size, this.load, Budget, this.loaded, this.wake) = (size, load, budget, loaded, wake);
         loader = new Thread(Load) { Name = "TenantLora adapters", IsBackground = true };
         loader.Start();
     }
 
     public long Budget { get; }
 
-    public long SizeOf(Adapter adapter) => backend.SizeOf(adapter.Modules);
+    public long SizeOf(Adapter adapter) => size(adapter.Modules);
 
     /// <summary>Adapters on the device, their bytes and those set aside or not yet freed, loads and evictions so far.</summary>
     public (int OnDevice, long Bytes, long Loads, long Evictions) Look()
@@ -184,7 +187,7 @@ internal sealed class AdapterResidency : IDisposable
             var begun = Stopwatch.GetTimestamp();
             try
             {
-                Loaded(entry, backend.LoadAdapter(entry.Adapter.Modules));
+                Loaded(entry, load(entry.Adapter.Modules));
                 loaded(Stopwatch.GetElapsedTime(begun));
             }
             catch (Exception error)

@@ -14,6 +14,12 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
     /// <summary>Called before a step runs, with how many are under way.</summary>
     public Action<int> OnStep { get; init; } = _ => { };
 
+    /// <summary>Called before an adapter is loaded, on whatever thread does it.</summary>
+    public Action<LoraModules> OnLoad { get; init; } = _ => { };
+
+    /// <summary>Room for adapters; null: what the inner backend says.</summary>
+    public long? AdapterBytes { get; init; }
+
     public string Name => inner.Name + ", a step ahead";
 
     public int StepsAhead => 1;
@@ -22,13 +28,18 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
 
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
 
-    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => inner.Plan(shape, wanted);
+    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) =>
+        inner.Plan(shape, wanted) is var plan && AdapterBytes is { } bytes ? plan with { AdapterBytes = bytes } : plan;
 
     public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape) => inner.CreateKvCache(blocks, blockSize, shape);
 
     public long SizeOf(LoraModules modules) => inner.SizeOf(modules);
 
-    public DeviceAdapter LoadAdapter(LoraModules modules) => new TrackedAdapter(inner.LoadAdapter(modules));
+    public DeviceAdapter LoadAdapter(LoraModules modules)
+    {
+        OnLoad(modules);
+        return new TrackedAdapter(inner.LoadAdapter(modules));
+    }
 
     public DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
     {
