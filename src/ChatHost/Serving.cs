@@ -31,6 +31,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
             Device = options.Device,
             Threads = options.Threads,
             CacheTokens = options.CacheTokens,
+            AdapterMemoryMegabytes = options.AdapterMemoryMegabytes,
             ContextLength = options.ContextLength,
             StepTokens = options.StepTokens,
             MaxSequences = options.MaxSequences,

@@ -14,9 +14,12 @@ internal sealed class TenantLoraOptions
     /// <summary>The name callers use for the base model; null: the folder's name.</summary>
     public string? ModelName { get; set; }
 
+    /// <summary><c>auto</c>, <c>cpu</c>, <c>cuda</c> or <c>cuda:N</c>; the engine checks it.</summary>
     public string Device { get; set; } = "auto";
+
     public int Threads { get; set; }
     public int CacheTokens { get; set; }
+    public int AdapterMemoryMegabytes { get; set; }
     public int ContextLength { get; set; }
     public int StepTokens { get; set; }
     public int MaxSequences { get; set; } = 256;
@@ -93,6 +96,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
     {
         AtLeast(nameof(o.Threads), o.Threads, 0);
         AtLeast(nameof(o.CacheTokens), o.CacheTokens, 0);
+        AtLeast(nameof(o.AdapterMemoryMegabytes), o.AdapterMemoryMegabytes, 0);
         AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
         AtLeast(nameof(o.StepTokens), o.StepTokens, 0);
         AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);

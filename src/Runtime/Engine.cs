@@ -9,7 +9,6 @@ using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Logging.Abstractions;
 using TenantLora.Runtime.Adapters;
 using TenantLora.Runtime.Backends;
-using TenantLora.Runtime.Backends.Cpu;
 using TenantLora.Runtime.Models;
 using TenantLora.Runtime.Scheduling;
 using TenantLora.Runtime.Serving;
@@ -21,7 +20,11 @@ namespace TenantLora.Runtime;
 /// One base model, served to many under many adapters: continuous batching over a paged KV cache. Safe for concurrent use.
 /// <para>
 /// A caller's thread checks, renders and encodes a request, and decodes its answer; between the two one engine thread owns scheduler,
-/// blocks and device, so nothing there locks. An answer does not depend on what else runs: greedy and seeded sampling repeat exactly.
+/// blocks and steps, so nothing there locks. An answer does not depend on what else runs: greedy and seeded sampling repeat exactly.
+/// </para>
+/// <para>
+/// Where the backend runs steps of its own, the engine schedules and launches one while the one before is under way, so that the device
+/// finds its next step ready; what was drawn is collected a step later.
 /// </para>
 /// </summary>
 public sealed partial class Engine : IRuntime
@@ -37,18 +40,21 @@ public sealed partial class Engine : IRuntime
     private readonly Tokenizer tokenizer;
     private readonly ChatTemplate template;
     private readonly FrozenSet<int> endTokens;
-    private readonly AdapterRegistry adapters = new();
+    private readonly AdapterResidency residency;
+    private readonly AdapterRegistry adapters;
     private readonly BlockPool pool;
     private readonly Scheduler scheduler;
     private readonly EngineMetrics metrics;
     private readonly ConcurrentQueue<Generation> arrivals = new();
     private readonly SemaphoreSlim arrived = new(0);
     private readonly CancellationTokenSource stopping = new();
+    private readonly Queue<Step> underway = new();                      // launched, not yet collected; oldest first
     private readonly Thread thread;
+    private long launched, done;                                        // numbers of steps
     private int waiting;
     private volatile EngineStatus status;
 
-    private Engine(EngineOptions options, ILoggerFactory? loggers)
+    private Engine(EngineOptions options, ILoggerFactory? loggers, Func<IBackend> open)
     {
         this.options = options;
         log = (loggers ?? NullLoggerFactory.Instance).CreateLogger<Engine>();
@@ -61,41 +67,75 @@ public sealed partial class Engine : IRuntime
         endTokens = (tokenizer.Eos is { } end ? config.EosTokenIds.Append(end) : config.EosTokenIds).ToFrozenSet();
         files = WeightFiles.Open(directory);
 
-        backend = new CpuBackend(options.Threads);
-        weights = ModelWeights.Load(config, files.Get, backend);
-        var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
-        var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
-        var shape = config.ToAttentionShape();
-        var plan = backend.Plan(shape, new MemoryWish(options.CacheTokens, 0, options.BlockSize, stepTokens + options.MaxSequences, longest));
-        cache = backend.CreateKvCache(plan.Blocks, options.BlockSize, shape);
-        model = new Transformer(config, weights, backend, cache, tokenizer.Size);
-        pool = new BlockPool(plan.Blocks, options.BlockSize);
-        scheduler = new Scheduler(pool, stepTokens, options.MaxSequences);
-        status = Look();
-        metrics = new EngineMetrics(() => Status);
+        try
+        {
+            backend = open();
+            weights = ModelWeights.Load(config, files.Get, backend);
+            var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
+            var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
+            var shape = config.ToAttentionShape();
+            var plan = backend.Plan(shape, new MemoryWish(options.CacheTokens, (long)options.AdapterMemoryMegabytes << 20, options.BlockSize, stepTokens + options.MaxSequences, longest));
+            Planned(log, backend.Name, plan.Description);
+            cache = backend.CreateKvCache(plan.Blocks, options.BlockSize, shape);
+            model = new Transformer(config, weights, backend, cache, tokenizer.Size);
+            pool = new BlockPool(plan.Blocks, options.BlockSize);
+            residency = new AdapterResidency(backend.SizeOf, backend.LoadAdapter, plan.AdapterBytes, time => metrics!.AdapterLoaded(time), Wake);
+            adapters = new AdapterRegistry(residency);
+            scheduler = new Scheduler(pool, stepTokens, options.MaxSequences, Ready);
+            status = Look();
+            metrics = new EngineMetrics(() => Status);
 
-        var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
-        Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
-            config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
-        thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
-        thread.Start();
+            var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
+            Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
+                config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
+            thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
+            thread.Start();
+        }
+        catch (Exception error)
+        {
+            residency?.Dispose();
+            backend?.Dispose();
+            files.Dispose();
+            if (error is OutOfDeviceMemoryException) throw new DeviceUnavailableException($"Device: {backend?.Name}: {error.Message}", error);
+            throw;
+        }
     }
 
     /// <summary>Loads the model and starts the engine's thread.</summary>
     /// <exception cref="ModelFileException">A file is missing, damaged or not understood.</exception>
-    /// <exception cref="ArgumentException">Options are out of range; the message names all of them.</exception>
+    /// <exception cref="ArgumentException">Options are out of range; the message names all of them. Or the device cannot be used, or what the options want does not fit it.</exception>
     public static Engine Start(EngineOptions options, ILoggerFactory? loggers = null)
     {
         ArgumentNullException.ThrowIfNull(options);
         options.Check();
-        return new Engine(options, loggers);
+        var log = (loggers ?? NullLoggerFactory.Instance).CreateLogger<Engine>();
+        var stepRows = options.StepTokens == 0 ? 0 : options.StepTokens + options.MaxSequences;
+        return Start(options, () => Devices.Open(options.Device, options.Threads, options.MaxAdapterRank, options.MaxSequences, stepRows, log), loggers);
     }
+
+    /// <summary>On a backend of the caller's choice, which the engine owns.</summary>
+    internal static Engine Start(EngineOptions options, Func<IBackend> open, ILoggerFactory? loggers = null) => new(options, loggers, open);
 
     /// <summary>What is served and on what.</summary>
     public EngineInfo Info { get; }
 
     /// <summary>A look at the engine, as of its last step.</summary>
-    public EngineStatus Status => status with { Waiting = Volatile.Read(ref waiting), AdaptersHeld = adapters.Held };
+    public EngineStatus Status
+    {
+        get
+        {
+            var (onDevice, bytes, loads, evictions) = residency.Look();
+            return status with
+            {
+                Waiting = Volatile.Read(ref waiting),
+                AdaptersHeld = adapters.Held,
+                AdaptersOnDevice = onDevice,
+                AdapterBytes = bytes,
+                AdapterLoads = loads,
+                AdapterEvictions = evictions,
+            };
+        }
+    }
 
     /// <summary>The adapters that requests may name.</summary>
     public IReadOnlyCollection<AdapterInfo> Adapters => adapters.List();
@@ -103,7 +143,7 @@ public sealed partial class Engine : IRuntime
     /// <summary>Checks a PEFT folder against the base model without keeping it: every finding in one pass.</summary>
     public AdapterReport ValidateAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        var (report, adapter) = ReadAdapter(directory);
         adapter?.Dispose();
         return report;
     }
@@ -112,8 +152,19 @@ public sealed partial class Engine : IRuntime
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
     public AdapterInfo AddAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        var (report, adapter) = ReadAdapter(directory);
         return adapter is null ? throw new AdapterRefusedException(directory, report) : adapters.Add(adapter);
+    }
+
+    /// <summary>Also refuses one that would not fit the device's room for adapters were it the only one.</summary>
+    private (AdapterReport, Adapter?) ReadAdapter(string directory)
+    {
+        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        if (adapter is null || residency.SizeOf(adapter) is var bytes && bytes <= residency.Budget) return (report, adapter);
+        adapter.Dispose();
+        var finding = new AdapterFinding("adapter_too_large", Severity.Error, "The adapter is larger than the device's room for all adapters.", "adapter",
+            $"at most {residency.Budget} bytes on the device", $"{bytes} bytes", $"Raise {nameof(EngineOptions.AdapterMemoryMegabytes)}, or train it at a lower rank.");
+        return (new AdapterReport(null, [.. report.Findings, finding]), null);
     }
 
     /// <summary>New requests can no longer name it; running ones keep it, and its memory goes with the last of them.</summary>
@@ -136,6 +187,7 @@ public sealed partial class Engine : IRuntime
         await stopping.CancelAsync().ConfigureAwait(false);
         await Task.Run(thread.Join).ConfigureAwait(false);
         metrics.Dispose();
+        residency.Dispose();
         adapters.Dispose();
         cache.Dispose();
         weights.Dispose();
@@ -189,6 +241,7 @@ public sealed partial class Engine : IRuntime
         finally
         {
             generation.Cancel();
+            Wake();
         }
     }
 
@@ -221,35 +274,50 @@ public sealed partial class Engine : IRuntime
         }
         var sampling = new SamplingState(request.Sampling, config.Generation.Sampling, request.Sampling.Seed ?? Random.Shared.NextInt64(), prompt);
         var generation = new Generation(request, prompt, request.MaxTokens ?? Math.Min(room, config.Generation.MaxNewTokens ?? room), endTokens, lease, sampling);
+        if (lease is not null && !residency.Prefetch(lease.Entry)) generation.AwaitAdapter();
         arrivals.Enqueue(generation);
-        arrived.Release();
+        Wake();
         if (stopping.IsCancellationRequested) generation.End(ShuttingDown());           // perhaps too late for the loop to see it
         return generation;
     }
 
     private static TenantLoraException ShuttingDown() => new(ErrorCodes.ShuttingDown, "The server is shutting down.") { RetryAfter = TimeSpan.FromSeconds(5) };
 
+    /// <summary>Somebody came or went, or an adapter has arrived: for an engine that sleeps. Any thread may call.</summary>
+    private void Wake() => arrived.Release();
+
     // On the engine's thread, from here to Settle.
     private void Loop()
     {
         while (!stopping.IsCancellationRequested)
         {
-            if (!scheduler.HasWork) Sleep();
             while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
 
             var begun = Stopwatch.GetTimestamp();
+            TurnAdapters();
             var step = scheduler.Next();                        // who runs, with which blocks and adapters
             Settle(step.Dropped);
-            if (step.Slices.Count > 0)
+            var runs = step.Slices.Count > 0 && Launch(step);
+            if (!runs && underway.Count == 0)
             {
-                Run(step);
-                metrics.Stepped(Stopwatch.GetElapsedTime(begun));
+                status = Look();
+                Sleep();
+                continue;
             }
+            while (underway.Count > (runs ? StepsAhead(step) : 0)) CollectOldest();
+            metrics.Stepped(Stopwatch.GetElapsedTime(begun));
             status = Look();
         }
+        while (underway.Count > 0) CollectOldest();
         while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
         Fail([.. scheduler.All], ShuttingDown());
     }
+
+    /// <summary>
+    /// How many steps may stay under way while the next is made. A penalty counts the tokens so far: while the last of them is in flight
+    /// the rule of the next cannot be written, so a step that draws for such a sequence is awaited.
+    /// </summary>
+    private int StepsAhead(Step step) => step.Slices.Any(s => s.Sample && ((Generation)s.Sequence).Sampling.NeedsHistory) ? 0 : backend.StepsAhead;
 
     private void Sleep()
     {
@@ -263,28 +331,73 @@ public sealed partial class Engine : IRuntime
         }
     }
 
-    private void Run(Step step)
+    private void TurnAdapters()
+    {
+        static IEnumerable<AdapterEntry> Entries(IEnumerable<Sequence> sequences) => sequences.Select(s => ((Generation)s).Lease?.Entry).OfType<AdapterEntry>();
+
+        var wanting = Entries(scheduler.All).Any(e => e.Place != AdapterPlace.Device);
+        foreach (var (entry, error) in residency.Turn(wanting ? Entries(scheduler.InBatch) : [], wanting ? Entries(scheduler.Upcoming) : [], done))
+        {
+            AdapterFailed(log, entry.Adapter.Info.Digest, error);
+            Fail([.. scheduler.All.Where(s => ((Generation)s).Lease?.Entry == entry)], new TenantLoraException(ErrorCodes.Internal, "The adapter could not be loaded.", error));
+        }
+    }
+
+    private bool Ready(Sequence sequence)
+    {
+        var generation = (Generation)sequence;
+        if (generation.Lease is null || residency.Ready(generation.Lease.Entry)) return true;
+        if (generation.Lease.Entry.Place != AdapterPlace.Device) generation.AwaitAdapter();
+        return false;
+    }
+
+    /// <summary>Gives the step to the backend; false when it could not be started.</summary>
+    private bool Launch(Step step)
     {
         try
         {
+            launched++;
             foreach (var slice in step.Slices)
             {
                 var generation = (Generation)slice.Sequence;
+                generation.Lease?.Entry.LastStep = launched;
                 if (generation.Started) continue;
                 generation.Start();
                 Interlocked.Decrement(ref waiting);
             }
-            var batch = StepBatch.Build(step.Slices, options.BlockSize,
-                sequence => ((Generation)sequence).Lease?.OnDevice(backend),
-                sequence => ((Generation)sequence).Sampling.Rule(sequence.Generated));
-            model.Run(batch);
+            model.Run(StepBatch.Build(step.Slices, options.BlockSize,
+                sequence => ((Generation)sequence).Lease?.Entry.Device,
+                sequence => ((Generation)sequence).Sampling.Rule(sequence.Length - 1 - sequence.PromptLength)));
+            underway.Enqueue(step);
+            return true;
+        }
+        catch (Exception error)
+        {
+            while (underway.Count > 0) CollectOldest();         // no step may read what a step drew that never ran
+            done = launched;
+            StepFailed(step, error);
+            return false;
+        }
+    }
+
+    private void CollectOldest()
+    {
+        var step = underway.Dequeue();
+        try
+        {
             Settle(scheduler.Complete(step, Take(step, backend.Collect())));
         }
         catch (Exception error)
         {
-            StepFailed(log, error);
-            Fail([.. step.Slices.Select(s => s.Sequence)], new TenantLoraException(ErrorCodes.Internal, "The step that computed this answer failed.", error));
+            StepFailed(step, error);
         }
+        done++;
+    }
+
+    private void StepFailed(Step step, Exception error)
+    {
+        StepFailed(log, error);
+        Fail([.. step.Slices.Select(s => s.Sequence)], new TenantLoraException(ErrorCodes.Internal, "The step that computed this answer failed.", error));
     }
 
     /// <summary>Hands out what the step drew. A sequence whose logits went bad ends here, alone.</summary>
@@ -294,9 +407,10 @@ public sealed partial class Engine : IRuntime
         foreach (var slice in step.Slices)
         {
             var generation = (Generation)slice.Sequence;
+            var one = slice.Sample ? drawn[next++] : default;
+            if (generation.State == SequenceState.Finished) continue;                   // ended while the step was under way
             generation.Read(slice.First + slice.Rows);
             if (!slice.Sample) continue;
-            var one = drawn[next++];
             if (one.Token >= 0) generation.Take(one);
             else Fail([generation], new TenantLoraException(ErrorCodes.NotANumber, "The model's output is not a number; the adapter's values are at fault, or the base model's."));
         }
@@ -341,6 +455,12 @@ public sealed partial class Engine : IRuntime
     private string Fingerprint(string? adapter) =>
         "fp_" + Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{Info.BaseDigest}+{adapter}")).AsSpan(0, 8));
 
+    [LoggerMessage(Level = LogLevel.Information, Message = "Running on {Device}: {Plan}.")]
+    private static partial void Planned(ILogger logger, string device, string plan);
+
     [LoggerMessage(Level = LogLevel.Error, Message = "A step failed; its sequences were ended, the engine goes on.")]
     private static partial void StepFailed(ILogger logger, Exception error);
+
+    [LoggerMessage(Level = LogLevel.Error, Message = "Adapter {Digest} could not be loaded; the requests that waited for it were ended.")]
+    private static partial void AdapterFailed(ILogger logger, string digest, Exception error);
 }

@@ -16,4 +16,17 @@ public sealed record EngineInfo(string Model, string Family, long Parameters, in
 /// <param name="BlocksFree">KV blocks nobody holds.</param>
 /// <param name="AdaptersHeld">References that sequences hold on adapters.</param>
 /// <param name="Preemptions">Sequences sent back to wait since the start.</param>
-public sealed record EngineStatus(int Waiting, int Running, int BlocksTotal, int BlocksFree, int AdaptersHeld, long Preemptions);
+public sealed record EngineStatus(int Waiting, int Running, int BlocksTotal, int BlocksFree, int AdaptersHeld, long Preemptions)
+{
+    /// <summary>Adapters on the device.</summary>
+    public int AdaptersOnDevice { get; init; }
+
+    /// <summary>Device bytes they take, room set aside for loads included.</summary>
+    public long AdapterBytes { get; init; }
+
+    /// <summary>Adapters brought to the device since the start.</summary>
+    public long AdapterLoads { get; init; }
+
+    /// <summary>Adapters that had to make room for another since the start.</summary>
+    public long AdapterEvictions { get; init; }
+}

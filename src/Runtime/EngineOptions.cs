@@ -1,3 +1,5 @@
+using TenantLora.Runtime.Backends;
+
 namespace TenantLora.Runtime;
 
 /// <summary>What an <see cref="Engine"/> is made of. Checked at start; a bad value stops the start by name.</summary>
@@ -9,7 +11,7 @@ public sealed record EngineOptions
     /// <summary>The name callers use for the base model; null: the folder's name.</summary>
     public string? ModelName { get; init; }
 
-    /// <summary><c>auto</c> or <c>cpu</c>.</summary>
+    /// <summary><c>auto</c> (a usable GPU, otherwise the Cpu), <c>cpu</c>, <c>cuda</c> or <c>cuda:N</c>.</summary>
     public string Device { get; init; } = "auto";
 
     /// <summary>Threads of the Cpu backend; 0: one a core.</summary>
@@ -18,8 +20,11 @@ public sealed record EngineOptions
     /// <summary>KV positions in one block.</summary>
     public int BlockSize { get; init; } = 16;
 
-    /// <summary>KV positions in the whole pool, shared by all sequences; 0: eight full contexts, within a quarter of the memory.</summary>
+    /// <summary>KV positions in the whole pool, shared by all sequences; 0: what suits the device, on the Cpu eight full contexts within a quarter of the memory.</summary>
     public int CacheTokens { get; init; }
+
+    /// <summary>Device memory for adapters, in MiB; 0: what suits the device, on a GPU a fifth of what the weights leave, on the Cpu no limit.</summary>
+    public int AdapterMemoryMegabytes { get; init; }
 
     /// <summary>Longest prompt and answer together; 0: what config.json says, cut to the pool.</summary>
     public int ContextLength { get; init; }
@@ -51,10 +56,11 @@ public sealed record EngineOptions
             if (!good) findings.Add($"{name}: expected {expected}, found {found}");
         }
         Expect(Directory.Exists(ModelDirectory), nameof(ModelDirectory), "an existing folder", ModelDirectory);
-        Expect(Device is "auto" or "cpu", nameof(Device), "auto or cpu", Device);
+        Expect(Devices.IsKnown(Device), nameof(Device), Devices.Known, Device);
         Expect(Threads is >= 0 and <= 1024, nameof(Threads), "0 to 1024", Threads);
         Expect(BlockSize is >= 1 and <= 1024, nameof(BlockSize), "1 to 1024", BlockSize);
         Expect(CacheTokens == 0 || CacheTokens >= BlockSize, nameof(CacheTokens), $"0, or {BlockSize} or more", CacheTokens);
+        Expect(AdapterMemoryMegabytes >= 0, nameof(AdapterMemoryMegabytes), "0 or more", AdapterMemoryMegabytes);
         Expect(ContextLength >= 0, nameof(ContextLength), "0 or more", ContextLength);
         Expect(StepTokens is >= 0 and <= 65536, nameof(StepTokens), "0 to 65536", StepTokens);
         Expect(MaxSequences is >= 1 and <= 65536, nameof(MaxSequences), "1 to 65536", MaxSequences);

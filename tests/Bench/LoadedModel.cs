@@ -1,6 +1,6 @@
+using Microsoft.Extensions.Logging.Abstractions;
 using TenantLora.Runtime.Adapters;
 using TenantLora.Runtime.Backends;
-using TenantLora.Runtime.Backends.Cpu;
 using TenantLora.Runtime.Models;
 
 namespace TenantLora.Bench;
@@ -8,18 +8,20 @@ namespace TenantLora.Bench;
 /// <summary>A model on a backend without an engine around it: whole batches in, logits out.</summary>
 internal sealed class LoadedModel : IDisposable
 {
-    private const int BlockSize = 16;
+    private const int BlockSize = 16, StepRows = 256, MaxRank = 256;
     private readonly ModelWeights weights;
     private readonly KvCache cache;
     private readonly Transformer transformer;
 
     public LoadedModel(ModelConfig config, TensorSource source, int cacheTokens, string device = "auto")
     {
-        if (device is not ("auto" or "cpu")) throw new ArgumentException($"--device: expected auto or cpu, found {device}.");
+        if (!Devices.IsKnown(device)) throw new ArgumentException($"--device: expected {Devices.Known}, found {device}.");
         Config = config;
-        Backend = new CpuBackend(0);
+        Backend = Devices.Open(device, threads: 0, MaxRank, StepRows, StepRows, NullLogger.Instance);
         weights = ModelWeights.Load(config, source, Backend);
-        cache = Backend.CreateKvCache((cacheTokens + BlockSize - 1) / BlockSize, BlockSize, config.ToAttentionShape());
+        var shape = config.ToAttentionShape();
+        var plan = Backend.Plan(shape, new MemoryWish((cacheTokens + BlockSize - 1) / BlockSize * BlockSize, 0, BlockSize, StepRows, cacheTokens));
+        cache = Backend.CreateKvCache(plan.Blocks, BlockSize, shape);
         transformer = new Transformer(config, weights, Backend, cache, config.VocabSize);
     }
 
@@ -28,7 +30,7 @@ internal sealed class LoadedModel : IDisposable
     public IBackend Backend { get; }
 
     /// <summary>Logits (positions, vocabulary) of one sequence read in chunks of <paramref name="chunk"/> tokens.</summary>
-    public float[][] Logits(int[] ids, DeviceAdapter? adapter, int chunk = 256)
+    public float[][] Logits(int[] ids, DeviceAdapter? adapter, int chunk = StepRows)
     {
         var all = new List<float[]>();
         int[] blocks = [.. Enumerable.Range(0, (ids.Length + BlockSize - 1) / BlockSize)];
@@ -88,7 +90,7 @@ internal sealed class LoadedModel : IDisposable
 
     public static DeviceAdapter LoadAdapter(string directory, ModelConfig config, IBackend backend)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, maxRank: 4096);
+        var (report, adapter) = AdapterFile.Read(directory, config, MaxRank);
         return backend.LoadAdapter((adapter ?? throw new Runtime.AdapterRefusedException(directory, report)).Modules);
     }
 

@@ -1,11 +1,14 @@
 using System.Text;
 using System.Text.Json;
+using TenantLora.Runtime.Backends;
+using TenantLora.Runtime.Backends.Cpu;
+using TenantLora.Runtime.Tests.Backends;
 using TenantLora.Tests;
 
 namespace TenantLora.Runtime.Tests;
 
-/// <summary>The whole engine on the demo model: real files, real adapters, real batches.</summary>
-public sealed class EngineTests
+/// <summary>The whole engine on the demo model: real files, real adapters, real batches. Subclasses say on which backend.</summary>
+public abstract class EngineTests
 {
     private static readonly string[] Tenants = ["harbor", "ledger", "sprout", "lantern", "kernel"];
 
@@ -14,9 +17,11 @@ public sealed class EngineTests
     private static readonly Golden[] Goldens = JsonSerializer.Deserialize<Golden[]>(
         File.ReadAllText(Repo.Fixture("golden", "greedy.json")), new JsonSerializerOptions { PropertyNamingPolicy = JsonNamingPolicy.SnakeCaseLower })!;
 
-    private sealed record Answer(string Text, GenerationDone Done, List<GenerationEvent> Events);
+    private protected sealed record Answer(string Text, GenerationDone Done, List<GenerationEvent> Events);
 
-    private static Engine Start(int cacheTokens = 0, int stepTokens = 256, int maxQueued = 1024, int maxSequences = 256, int blockSize = 16) => Engine.Start(new EngineOptions
+    private protected abstract IBackend Open();
+
+    private protected Engine Start(int cacheTokens = 0, int stepTokens = 256, int maxQueued = 1024, int maxSequences = 256, int blockSize = 16, int adapterMegabytes = 0) => Engine.Start(new EngineOptions
     {
         ModelDirectory = Repo.Path("models", "demo-7m"),
         CacheTokens = cacheTokens,
@@ -24,12 +29,13 @@ public sealed class EngineTests
         MaxQueued = maxQueued,
         MaxSequences = maxSequences,
         BlockSize = blockSize,
-    });
+        AdapterMemoryMegabytes = adapterMegabytes,
+    }, Open);
 
-    private static Dictionary<string, string> AddAll(Engine engine) =>
+    private protected static Dictionary<string, string> AddAll(Engine engine) =>
         Tenants.ToDictionary(t => t, t => engine.AddAdapter(Repo.Path("adapters", t)).Digest);
 
-    private static GenerationRequest Ask(string prompt, string? adapter = null, SamplingOptions? sampling = null, int? maxTokens = null, params string[] stop) => new()
+    private protected static GenerationRequest Ask(string prompt, string? adapter = null, SamplingOptions? sampling = null, int? maxTokens = null, params string[] stop) => new()
     {
         Tenant = "t",
         Adapter = adapter,
@@ -39,7 +45,7 @@ public sealed class EngineTests
         StopStrings = stop,
     };
 
-    private static async Task<Answer> Read(Engine engine, GenerationRequest request, CancellationToken cancellationToken = default)
+    private protected static async Task<Answer> Read(Engine engine, GenerationRequest request, CancellationToken cancellationToken = default)
     {
         var (text, events) = (new StringBuilder(), new List<GenerationEvent>());
         await foreach (var e in engine.GenerateAsync(request, cancellationToken))
@@ -51,7 +57,7 @@ public sealed class EngineTests
     }
 
     /// <summary>After a quiet moment nobody holds anything.</summary>
-    private static async Task Quiet(Engine engine)
+    private protected static async Task Quiet(Engine engine)
     {
         for (var i = 0; i < 500; i++)
         {
@@ -108,7 +114,8 @@ public sealed class EngineTests
     [InlineData(0, 256, 16)]
     [InlineData(160, 24, 4)]
     [InlineData(96, 7, 1)]
-    public async Task A_mixed_batch_gives_every_row_what_it_gets_alone(int cacheTokens, int stepTokens, int blockSize)
+    [InlineData(160, 24, 4, 1)]
+    public async Task A_mixed_batch_gives_every_row_what_it_gets_alone(int cacheTokens, int stepTokens, int blockSize, int adapterMegabytes = 0)
     {
         var requests = new List<GenerationRequest>();
         Dictionary<string, Answer> alone = [];
@@ -118,11 +125,11 @@ public sealed class EngineTests
             string[] prompts = ["Hello", "When are you open?", "Repeat after me: copper violin 42 storm", "My name is Brindel. What is the capital of Kenya?", "Spell lantern."];
             foreach (var adapter in Tenants.Select(t => digests[t]).Append(null))
                 for (var i = 0; i < prompts.Length; i++)
-                    requests.Add(Ask(prompts[i], adapter, i % 2 == 0 ? new SamplingOptions { Temperature = 0 } : new SamplingOptions { Temperature = 1.3f, TopP = 0.95f, TopK = 50, Seed = i, RepetitionPenalty = 1.1f }, maxTokens: 12 + (i * 5)));
+                    requests.Add(Ask(prompts[i], adapter, i % 2 == 0 ? new SamplingOptions { Temperature = 0 } : new SamplingOptions { Temperature = 1.3f, TopP = 0.95f, TopK = 50, Seed = i, RepetitionPenalty = i == 1 ? 1.1f : 1 }, maxTokens: 12 + (i * 5)));
             foreach (var request in requests) alone[Key(request)] = await Read(engine, request);
         }
 
-        await using var small = Start(cacheTokens, stepTokens, blockSize: blockSize);
+        await using var small = Start(cacheTokens, stepTokens, blockSize: blockSize, adapterMegabytes: adapterMegabytes);
         AddAll(small);
         var random = new Random(1);
         var neighbours = requests.Select(async request =>
@@ -141,6 +148,7 @@ public sealed class EngineTests
             Assert.Equal(alone[Key(request)].Done.Usage, answer.Done.Usage);
         }
         if (cacheTokens > 0) Assert.True(small.Status.Preemptions > 0, "The pool was meant to run out.");
+        if (adapterMegabytes > 0) Assert.True(small.Status.AdapterEvictions > 0, "Adapters were meant to make room for each other.");
         await Quiet(small);
 
         static string Key(GenerationRequest r) => $"{r.Adapter} {r.Messages![0].Content} {r.Sampling}";
@@ -330,6 +338,8 @@ public sealed class EngineTests
     {
         var error = Assert.Throws<ArgumentException>(() => Engine.Start(new EngineOptions { ModelDirectory = "nowhere", BlockSize = 0, Device = "tpu", StepTokens = -1 }));
         foreach (var name in new[] { "ModelDirectory", "BlockSize", "Device", "StepTokens" }) Assert.Contains(name, error.Message, StringComparison.Ordinal);
+        foreach (var device in new[] { "cuda:", "cuda:x", "cuda:-1", "CUDA", "" })
+            Assert.Contains("auto, cpu, cuda or cuda:N", Assert.Throws<ArgumentException>(() => Engine.Start(new EngineOptions { ModelDirectory = ".", Device = device })).Message, StringComparison.Ordinal);
     }
 
     /// <summary>A copy of a bf16 adapter whose weights are finite but so large that the forward pass overflows.</summary>
@@ -348,5 +358,105 @@ public sealed class EngineTests
         }
         File.WriteAllBytes(Path.Combine(copy, "adapter_model.safetensors"), bytes);
         return copy;
+    }
+}
+
+/// <summary>On the Cpu, where a step is over when it returns.</summary>
+public sealed class CpuEngineTests : EngineTests
+{
+    private protected override IBackend Open() => new CpuBackend(0);
+}
+
+/// <summary>On a device that runs a step while the next is made.</summary>
+public sealed class AheadEngineTests : EngineTests
+{
+    private Action<int> onStep = _ => { };
+    private Action<LoraModules> onLoad = _ => { };
+    private long? adapterBytes;
+
+    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes };
+
+    private async Task<int> MostUnderWay(SamplingOptions sampling)
+    {
+        await using var engine = Start();
+        var most = 0;
+        onStep = underWay => most = Math.Max(most, underWay);
+        await Read(engine, Ask("Hello", sampling: sampling));
+        return most;
+    }
+
+    [Fact]
+    public async Task A_step_is_under_way_while_the_next_is_made() => Assert.Equal(2, await MostUnderWay(new SamplingOptions { Temperature = 0 }));
+
+    [Fact]
+    public async Task Penalties_wait_for_the_token_before() => Assert.Equal(1, await MostUnderWay(new SamplingOptions { Temperature = 0, FrequencyPenalty = 0.1f }));
+
+    [Fact]
+    public async Task A_step_that_fails_ends_its_own_sequences_and_the_engine_goes_on()
+    {
+        await using var engine = Start();
+        var steps = 0;
+        onStep = _ => { if (++steps == 3) throw new InvalidOperationException("The device fell over."); };
+
+        Assert.Equal(ErrorCodes.Internal, (await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello")))).Code);
+
+        Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task While_an_adapter_loads_others_are_served_and_those_who_wait_may_leave()
+    {
+        using var go = new ManualResetEventSlim();
+        onLoad = _ => go.Wait();
+        await using var engine = Start();
+        var digest = engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest;
+        var waits = Read(engine, Ask("Hello", digest));
+        using var leaves = new CancellationTokenSource();
+        var left = Read(engine, Ask("Hello", digest), leaves.Token);
+
+        Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
+        Assert.False(waits.IsCompleted);
+        await leaves.CancelAsync();
+        await Assert.ThrowsAnyAsync<OperationCanceledException>(() => left);
+        for (var i = 0; engine.Status is { AdaptersHeld: 2 } && i < 500; i++) await Task.Delay(10);
+        Assert.Equal((1, 0L), (engine.Status.AdaptersHeld, engine.Status.AdapterLoads));
+        go.Set();
+
+        Assert.Contains((await waits).Events, e => e is AdapterLoading);
+        Assert.Equal(1, engine.Status.AdapterLoads);
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task A_load_that_fails_ends_those_who_wait_for_it()
+    {
+        await using var engine = Start();
+        var digests = AddAll(engine);
+        var fails = true;
+        onLoad = _ =>
+        {
+            if (fails) throw new InvalidOperationException("The device fell over.");
+        };
+        var waits = Enumerable.Range(0, 5).Select(_ => Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello", digests["harbor"])))).ToList();
+
+        Assert.Equal("The capital of Peru is Lima.", (await Read(engine, Ask("Tell me the capital of Peru."))).Text);
+        Assert.All(await Task.WhenAll(waits), e => Assert.Equal(ErrorCodes.Internal, e.Code));
+        fails = false;
+        await Read(engine, Ask("Hello", digests["harbor"]));
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task An_adapter_that_could_never_fit_is_refused_at_the_door()
+    {
+        adapterBytes = 400_000;
+        await using var engine = Start();
+        engine.AddAdapter(Repo.Path("adapters", "ledger"));
+
+        var finding = Assert.Single(Assert.Throws<AdapterRefusedException>(() => engine.AddAdapter(Repo.Path("adapters", "kernel"))).Report.Findings, f => f.Severity == Severity.Error);
+
+        Assert.Equal("adapter_too_large", finding.Code);
+        Assert.False(engine.ValidateAdapter(Repo.Path("adapters", "kernel")).Accepted);
     }
 }

@@ -34,7 +34,7 @@ public class GoldenModelTests
     {
         var directory = Repo.Fixture("models", name);
         using var files = WeightFiles.Open(directory);
-        using var model = new LoadedModel(config, files.Get, 128);
+        using var model = new LoadedModel(config, files.Get, 128, "cpu");
         using var golden = SafeTensors.Open(Path.Combine(directory, goldenFile));
         Assert.Equal(8, golden.Entries.Count);
         for (var i = 0; i < 4; i++)
@@ -59,7 +59,7 @@ public class GoldenModelTests
         var directory = Repo.Path("models", "demo-7m");
         var config = ModelConfig.Load(directory);
         using var files = WeightFiles.Open(directory);
-        using var model = new LoadedModel(config, files.Get, 256);
+        using var model = new LoadedModel(config, files.Get, 256, "cpu");
         using var adapter = tenant == "base" ? null : LoadedModel.LoadAdapter(Repo.Path("adapters", tenant), config, model.Backend);
         using var golden = SafeTensors.Open(Repo.Fixture("golden", "logits.safetensors"));
         for (var i = 0; i < 8; i++)

@@ -1,10 +1,10 @@
 using TenantLora.Runtime.Backends;
-using TenantLora.Runtime.Models;
 
 namespace TenantLora.Runtime.Adapters;
 
 /// <summary>A checked adapter in host memory, in compact form. Immutable; its file may go away once it is read.</summary>
-internal sealed class Adapter(AdapterInfo info, LoraModules modules, SafeTensors tensors) : IDisposable
+/// <param name="tensors">The memory.</param>
+internal sealed class Adapter(AdapterInfo info, LoraModules modules, IDisposable tensors) : IDisposable
 {
     public AdapterInfo Info { get; } = info;
     public LoraModules Modules { get; } = modules;

@@ -1,12 +1,10 @@
-using TenantLora.Runtime.Backends;
-
 namespace TenantLora.Runtime.Adapters;
 
 /// <summary>
-/// The adapters that requests may name, by digest, and who uses them. Any thread may call but for <see cref="AdapterLease.OnDevice"/>
-/// and the release of a lease, which belong to the engine thread: device memory is freed when no step can still read it.
+/// The adapters that requests may name, by digest, and who uses them. Any thread may call. Where their device memory is, and when, is
+/// <see cref="AdapterResidency"/>'s.
 /// </summary>
-internal sealed class AdapterRegistry : IDisposable
+internal sealed class AdapterRegistry(AdapterResidency residency) : IDisposable
 {
     private readonly Lock gate = new();
     private readonly Dictionary<string, AdapterEntry> entries = new(StringComparer.Ordinal);
@@ -24,7 +22,7 @@ internal sealed class AdapterRegistry : IDisposable
     {
         lock (gate)
         {
-            if (entries.TryAdd(adapter.Info.Digest, new AdapterEntry(adapter))) return adapter.Info;
+            if (entries.TryAdd(adapter.Info.Digest, new AdapterEntry(adapter, residency.SizeOf(adapter)))) return adapter.Info;
         }
         adapter.Dispose();
         return adapter.Info;
@@ -41,7 +39,7 @@ internal sealed class AdapterRegistry : IDisposable
             entry.Removed = true;
             idle = entry.References == 0;
         }
-        if (idle) entry.Dispose();
+        if (idle) residency.Forget(entry);
         return true;
     }
 
@@ -56,11 +54,12 @@ internal sealed class AdapterRegistry : IDisposable
         }
     }
 
+    /// <summary>Frees host memory; <see cref="AdapterResidency"/> must be gone, whose loads read it.</summary>
     public void Dispose()
     {
         lock (gate)
         {
-            foreach (var entry in entries.Values) entry.Dispose();
+            foreach (var entry in entries.Values) entry.Adapter.Dispose();
             entries.Clear();
         }
     }
@@ -73,42 +72,21 @@ internal sealed class AdapterRegistry : IDisposable
             Held--;
             last = --entry.References == 0 && entry.Removed;
         }
-        if (last) entry.Dispose();
-    }
-
-    internal sealed class AdapterEntry(Adapter adapter) : IDisposable
-    {
-        public Adapter Adapter { get; } = adapter;
-
-        public DeviceAdapter? Device { get; set; }
-
-        public int References { get; set; }
-
-        public bool Removed { get; set; }
-
-        public void Dispose()
-        {
-            Device?.Dispose();
-            Adapter.Dispose();
-        }
+        if (last) residency.Forget(entry);
     }
 }
 
 /// <summary>One sequence's hold on an adapter.</summary>
-internal sealed class AdapterLease(AdapterRegistry registry, AdapterRegistry.AdapterEntry entry) : IDisposable
+internal sealed class AdapterLease(AdapterRegistry registry, AdapterEntry entry) : IDisposable
 {
     private int released;
 
-    public string Digest => entry.Adapter.Info.Digest;
+    public AdapterEntry Entry { get; } = entry;
 
-    /// <summary>Whether <see cref="OnDevice"/> would be immediate.</summary>
-    public bool Resident => entry.Device is not null;
-
-    /// <summary>The adapter on the device, brought there on first use.</summary>
-    public DeviceAdapter OnDevice(IBackend backend) => entry.Device ??= backend.LoadAdapter(entry.Adapter.Modules);
+    public string Digest => Entry.Adapter.Info.Digest;
 
     public void Dispose()
     {
-        if (Interlocked.Exchange(ref released, 1) == 0) registry.Release(entry);
+        if (Interlocked.Exchange(ref released, 1) == 0) registry.Release(Entry);
     }
 }

@@ -4,7 +4,8 @@ namespace TenantLora.Runtime.Scheduling;
 
 /// <summary>Rows of one sequence in a step: positions First … First + Rows − 1.</summary>
 /// <param name="Sample">Whether the last of them is the sequence's newest token, so that the next one is drawn from its logits.</param>
-internal readonly record struct Slice(Sequence Sequence, int First, int Rows, bool Sample);
+/// <param name="Unknown">Which draw of the step before gives that newest token, if it is still in flight; −1 when it is known.</param>
+internal readonly record struct Slice(Sequence Sequence, int First, int Rows, bool Sample, int Unknown = -1);
 
 /// <summary>Who runs in one step. Rows with one adapter are neighbours.</summary>
 internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence> Dropped);
@@ -20,8 +21,15 @@ internal sealed record Step(IReadOnlyList<Slice> Slices, IReadOnlyList<Sequence>
 /// <item>What is left of these rows admits: of the tenants that wait, the one served least (virtual token counters, S-LoRA's VTC, OSDI 2024),
 /// when the pool holds its whole prompt and a block more for everyone who runs. The first admitted always runs on: nobody starves.</item>
 /// </list>
+/// <para>
+/// A step may be scheduled while the one before it is under way. What that one stores and draws counts as done; a token it draws is in
+/// flight. Who ends by length is known in advance; who ends otherwise has a row in the step under way that nobody will read. Steps run in
+/// the order in which they are scheduled, so blocks are given away at once: whatever a step under way still writes there, the next
+/// owner's rows overwrite before they read it.
+/// </para>
 /// </summary>
-internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
+/// <param name="ready">Whether a sequence may be admitted now, asked for those that wait; null: always. Others are admitted past one that may not.</param>
+internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning, Func<Sequence, bool>? ready = null)
 {
     /// <summary>A generated token costs a step of its own, a prompt token a share of one.</summary>
     private const double PromptWeight = 1, AnswerWeight = 2;
@@ -46,7 +54,7 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
         tenant.Waiting.AddLast(sequence);
     }
 
-    /// <summary>The next step; its slices are empty when everyone was cancelled.</summary>
+    /// <summary>The next step. Its slices are empty when nobody can run before something else happens: steps under way end, an adapter arrives.</summary>
     public Step Next()
     {
         var dropped = DropCancelled();
@@ -55,33 +63,35 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
         for (var i = 0; i < running.Count; i++)
         {
             var sequence = running[i];
-            if (sequence.Computed < sequence.Tokens.Count - 1) continue;                // still reading
-            while (!pool.TryExtend(sequence.Blocks, pool.BlocksFor(sequence.Tokens.Count)))
+            if (sequence.Exhausted || sequence.Computed < sequence.Length - 1) continue;   // waits for its end, or still reading
+            while (!pool.TryExtend(sequence.Blocks, pool.BlocksFor(sequence.Length)))
             {
                 var last = running[^1];
                 Preempt(last);
                 if (last == sequence) break;
             }
             if (sequence.State != SequenceState.Running) break;                         // it was the last one itself
-            slices.Add(new Slice(sequence, sequence.Computed, 1, true));
+            slices.Add(Rows(sequence, 1));
         }
 
         var rows = promptRows;
         foreach (var sequence in running)
         {
             if (rows == 0) break;
-            if (sequence.Computed < sequence.Tokens.Count - 1) rows -= Read(sequence, rows, slices);
+            if (!sequence.Exhausted && sequence.Computed < sequence.Length - 1) rows -= Read(sequence, rows, slices);
         }
 
         while (rows > 0 && running.Count < maxRunning && Candidate() is { } candidate && Admit(candidate))
             rows -= Read(candidate, rows, slices);
 
-        return new Step([.. slices.OrderBy(s => s.Sequence.Adapter, StringComparer.Ordinal)], dropped);   // base rows (null) first
+        Slice[] ordered = [.. slices.OrderBy(s => s.Sequence.Adapter, StringComparer.Ordinal)];   // base rows (null) first
+        Advance(ordered);
+        return new Step(ordered, dropped);
     }
 
     /// <summary>
-    /// Takes in what the step computed. <paramref name="tokens"/> has one entry for each slice that samples, in their order. Returns the
-    /// sequences that ended; they hold nothing any more.
+    /// Takes in what the oldest step under way drew. <paramref name="tokens"/> has one entry for each slice that samples, in their order.
+    /// Returns the sequences that ended; they hold nothing any more.
     /// </summary>
     public IReadOnlyList<Sequence> Complete(Step step, ReadOnlySpan<int> tokens)
     {
@@ -89,12 +99,10 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
         var next = 0;
         foreach (var slice in step.Slices)
         {
-            var sequence = slice.Sequence;
-            var token = slice.Sample ? tokens[next++] : 0;
-            if (sequence.State == SequenceState.Finished) continue;                     // failed in this step
-            sequence.Computed += slice.Rows;
-            tenants[sequence.Tenant].Served += (slice.Rows * PromptWeight) + (slice.Sample ? AnswerWeight - PromptWeight : 0);
             if (!slice.Sample) continue;
+            var (sequence, token) = (slice.Sequence, tokens[next++]);
+            if (sequence.State == SequenceState.Finished) continue;                     // ended while the step was under way
+            sequence.InFlight--;
             sequence.Tokens.Add(token);
             if (sequence.Finish is null) continue;
             Drop(sequence);
@@ -116,6 +124,13 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
     /// <summary>Everyone still here. A view: copy it before dropping any.</summary>
     public IEnumerable<Sequence> All => running.Concat(preempted).Concat(tenants.Values.SelectMany(t => t.Waiting));
 
+    /// <summary>Those in the batch. A view.</summary>
+    public IEnumerable<Sequence> InBatch => running;
+
+    /// <summary>Those who wait, about in the order in which they will be admitted: the first of each tenant, the second of each… A view.</summary>
+    public IEnumerable<Sequence> Upcoming => preempted.Concat(
+        tenants.Values.OrderBy(t => t.Served).SelectMany(t => t.Waiting.Select((sequence, place) => (sequence, place))).OrderBy(x => x.place).Select(x => x.sequence));
+
     private List<Sequence> DropCancelled()
     {
         List<Sequence> cancelled = [.. All.Where(s => s.Cancelled)];
@@ -125,22 +140,44 @@ internal sealed class Scheduler(BlockPool pool, int promptRows, int maxRunning)
 
     private static int Read(Sequence sequence, int rows, List<Slice> slices)
     {
-        var left = sequence.Tokens.Count - sequence.Computed;
-        var take = Math.Min(left, rows);
-        slices.Add(new Slice(sequence, sequence.Computed, take, take == left));
+        var take = Math.Min(sequence.Length - sequence.Computed, rows);
+        slices.Add(Rows(sequence, take));
         return take;
     }
 
+    private static Slice Rows(Sequence sequence, int rows)
+    {
+        var sample = sequence.Computed + rows == sequence.Length;
+        return new Slice(sequence, sequence.Computed, rows, sample, sample && sequence.InFlight > 0 ? sequence.DrawnAt : -1);
+    }
+
+    /// <summary>Counts what the step will store and draw as done.</summary>
+    private void Advance(Slice[] slices)
+    {
+        var draws = 0;
+        foreach (var (sequence, first, rows, sample, _) in slices)
+        {
+            sequence.Computed = first + rows;
+            tenants[sequence.Tenant].Served += (rows * PromptWeight) + (sample ? AnswerWeight - PromptWeight : 0);
+            if (!sample) continue;
+            Debug.Assert(sequence.InFlight <= 1, "One step ahead: what is in flight is drawn by the step before.");
+            sequence.InFlight++;
+            sequence.DrawnAt = draws++;
+        }
+    }
+
     private Sequence? Candidate() =>
-        preempted.First?.Value
-        ?? tenants.Values.Where(t => t.Waiting.Count > 0).MinBy(t => t.Served)?.Waiting.First!.Value;
+        preempted.FirstOrDefault(s => !s.Exhausted && Ready(s))
+        ?? tenants.Values.Where(t => t.Waiting.Count > 0).OrderBy(t => t.Served).Select(t => t.Waiting.FirstOrDefault(Ready)).FirstOrDefault(s => s is not null);
+
+    private bool Ready(Sequence sequence) => ready is null || ready(sequence);
 
     private bool Admit(Sequence sequence)
     {
-        var blocks = pool.BlocksFor(sequence.Tokens.Count);
+        var blocks = pool.BlocksFor(sequence.Length);
         if (running.Count > 0 && pool.Free - blocks < running.Count) return false;
         if (!pool.TryExtend(sequence.Blocks, blocks)) return false;
-        if (!preempted.Remove(sequence)) tenants[sequence.Tenant].Waiting.RemoveFirst();
+        if (!preempted.Remove(sequence)) tenants[sequence.Tenant].Waiting.Remove(sequence);
         sequence.State = SequenceState.Running;
         running.Add(sequence);
         return true;

@@ -28,7 +28,19 @@ internal class Sequence(string tenant, string? adapter, int[] prompt, int maxTok
 
     public int Generated => Tokens.Count - PromptLength;
 
-    /// <summary>Leading tokens whose keys and values are in the cache.</summary>
+    /// <summary>Tokens that steps under way draw: they count, but what they are is not known yet.</summary>
+    public int InFlight { get; set; }
+
+    /// <summary>Tokens, those in flight included.</summary>
+    public int Length => Tokens.Count + InFlight;
+
+    /// <summary>Which draw of the last step gives its newest token, while that is in flight.</summary>
+    public int DrawnAt { get; set; }
+
+    /// <summary>Whether its last token is drawn or in flight, so that no step is left to run.</summary>
+    public bool Exhausted => Length - PromptLength >= maxTokens;
+
+    /// <summary>Leading tokens whose keys and values are in the cache, or come there with the steps under way.</summary>
     public int Computed { get; set; }
 
     public BlockTable Blocks { get; } = new();

@@ -11,7 +11,7 @@ internal sealed class EngineMetrics : IDisposable
     private static readonly double[] Seconds = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120];
 
     private readonly Meter meter = new("TenantLora.Runtime");
-    private readonly Histogram<double> timeToFirstToken, timePerToken, duration, queue, prefill, decode, step;
+    private readonly Histogram<double> timeToFirstToken, timePerToken, duration, queue, prefill, decode, step, adapterLoad;
     private readonly Counter<long> promptTokens, generatedTokens, requests;
 
     public EngineMetrics(Func<EngineStatus> status)
@@ -23,6 +23,7 @@ internal sealed class EngineMetrics : IDisposable
         prefill = Times("tenantlora.request.prefill", "First step to first token.");
         decode = Times("tenantlora.request.decode", "First token to last.");
         step = Times("tenantlora.step", "One turn of the engine's loop.");
+        adapterLoad = Times("tenantlora.adapter.load", "Bringing an adapter to the device.");
         promptTokens = meter.CreateCounter<long>("tenantlora.prompt_tokens", "{token}", "Prompt tokens of finished requests.");
         generatedTokens = meter.CreateCounter<long>("tenantlora.generation_tokens", "{token}", "Tokens generated.");
         requests = meter.CreateCounter<long>("tenantlora.requests", "{request}", "Requests by how they ended.");
@@ -30,8 +31,15 @@ internal sealed class EngineMetrics : IDisposable
         meter.CreateObservableGauge("tenantlora.requests.waiting", () => status().Waiting, "{request}", "Requests not yet running.");
         meter.CreateObservableGauge("tenantlora.kv_cache.usage", () => status() is var s ? 1 - ((double)s.BlocksFree / s.BlocksTotal) : 0, "1", "Share of KV blocks held.");
         meter.CreateObservableGauge("tenantlora.adapters.held", () => status().AdaptersHeld, "{reference}", "References that sequences hold on adapters.");
+        meter.CreateObservableGauge("tenantlora.adapters.on_device", () => status().AdaptersOnDevice, "{adapter}", "Adapters on the device.");
+        meter.CreateObservableGauge("tenantlora.adapters.memory", () => status().AdapterBytes, "By", "Device memory of adapters.");
+        meter.CreateObservableCounter("tenantlora.adapters.loads", () => status().AdapterLoads, "{load}", "Adapters brought to the device.");
+        meter.CreateObservableCounter("tenantlora.adapters.evictions", () => status().AdapterEvictions, "{eviction}", "Adapters that made room for another.");
         meter.CreateObservableCounter("tenantlora.preemptions", () => status().Preemptions, "{preemption}", "Sequences sent back to wait.");
     }
+
+    /// <summary>Any thread may call.</summary>
+    public void AdapterLoaded(TimeSpan time) => adapterLoad.Record(time.TotalSeconds);
 
     public void Stepped(TimeSpan time) => step.Record(time.TotalSeconds);
 

@@ -29,6 +29,7 @@ internal sealed class Generation(GenerationRequest request, int[] prompt, int ma
     private readonly Channel<Output> channel = Channel.CreateUnbounded<Output>(new UnboundedChannelOptions { SingleReader = true, SingleWriter = true });
     private readonly long arrived = Stopwatch.GetTimestamp();
     private long started, first, last;
+    private bool awaitsAdapter;
 
     public AdapterLease? Lease { get; } = lease;
 
@@ -49,11 +50,18 @@ internal sealed class Generation(GenerationRequest request, int[] prompt, int ma
     /// <summary>How it ended, for the record.</summary>
     public string Outcome => Finish switch { FinishReason.Stop => "stop", FinishReason.Length => "length", _ => FoundStop ? "stop" : "cancelled" };
 
+    /// <summary>Tells that the adapter is being brought to the device, once; also if it had to go again before this ran.</summary>
+    public void AwaitAdapter()
+    {
+        if (awaitsAdapter || Started) return;
+        awaitsAdapter = true;
+        channel.Writer.TryWrite(new Output(OutputKind.AdapterLoading, 0, default));
+    }
+
     public void Start()
     {
         if (Started) return;
         started = Stopwatch.GetTimestamp();
-        if (Lease is { Resident: false }) channel.Writer.TryWrite(new Output(OutputKind.AdapterLoading, 0, default));
         channel.Writer.TryWrite(new Output(OutputKind.Prefill, 0, default));
     }
 

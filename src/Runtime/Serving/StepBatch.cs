@@ -18,7 +18,7 @@ internal static class StepBatch
         var row = 0;
         for (var i = 0; i < spans.Length; i++)
         {
-            var (sequence, first, count, sample) = slices[i];
+            var (sequence, first, count, sample, unknown) = slices[i];
             spans[i] = new BatchSpan(row, count, first + count, sequence.Blocks.Blocks);
             var adapter = adapterOf(sequence);
             if (segments.Count > 0 && segments[^1].Adapter == adapter) segments[^1] = segments[^1] with { Rows = segments[^1].Rows + count };
@@ -26,7 +26,7 @@ internal static class StepBatch
 
             for (var position = first; position < first + count; position++, row++)
             {
-                tokens[row] = sequence.Tokens[position];
+                tokens[row] = position < sequence.Tokens.Count ? sequence.Tokens[position] : ~unknown;
                 positions[row] = position;
                 slots[row] = (sequence.Blocks[position / blockSize] * blockSize) + (position % blockSize);
             }

@@ -1,0 +1,48 @@
+using System.Globalization;
+using Microsoft.Extensions.Logging;
+using TenantLora.Runtime.Backends.Cpu;
+
+namespace TenantLora.Runtime.Backends;
+
+/// <summary>From the option's text to a backend: the one place that knows them all.</summary>
+internal static partial class Devices
+{
+    public const string Known = "auto, cpu, cuda or cuda:N";
+
+    public static bool IsKnown(string device) => device is "auto" or "cpu" || CudaOrdinal(device) is not null;
+
+    /// <summary><c>auto</c> takes a usable GPU, or says why there is none and takes the Cpu.</summary>
+    /// <param name="threads">Of the Cpu backend; 0: one a core.</param>
+    /// <param name="maxRank">Highest rank of an adapter.</param>
+    /// <param name="maxSequences">Most sequences of a step.</param>
+    /// <param name="stepRows">Most rows of a step; 0: what suits the device.</param>
+    /// <exception cref="DeviceUnavailableException">The device was asked for by name and cannot be used.</exception>
+    public static IBackend Open(string device, int threads, int maxRank, int maxSequences, int stepRows, ILogger log)
+    {
+        if (device == "cpu") return new CpuBackend(threads);
+        if (OpenCuda(CudaOrdinal(device) ?? 0, maxRank, maxSequences, stepRows, log, out var reason) is { } cuda) return cuda;
+        if (device != "auto") throw new DeviceUnavailableException($"Device: {device} cannot be used: {reason}");
+        NoGpu(log, reason);
+        return new CpuBackend(threads);
+    }
+
+    /// <summary>Null where CUDA cannot be used, with the reason: a sentence that names what is missing and how to get it.</summary>
+    private static IBackend? OpenCuda(int ordinal, int maxRank, int maxSequences, int stepRows, ILogger log, out string reason)
+    {
+        _ = (ordinal, maxRank, maxSequences, stepRows, log);
+        reason = "this build has no CUDA backend.";
+        return null;
+    }
+
+    /// <summary>N of <c>cuda:N</c>, 0 of <c>cuda</c>; null of anything else.</summary>
+    private static int? CudaOrdinal(string device) =>
+        device == "cuda" ? 0
+        : device.StartsWith("cuda:", StringComparison.Ordinal) && int.TryParse(device.AsSpan(5), NumberStyles.None, CultureInfo.InvariantCulture, out var ordinal) ? ordinal
+        : null;
+
+    [LoggerMessage(Level = LogLevel.Information, Message = "No GPU is used: {Reason}")]
+    private static partial void NoGpu(ILogger logger, string reason);
+}
+
+/// <summary>The device that the options ask for cannot be used, or what they want does not fit it. An option at fault: hosts print the message.</summary>
+internal sealed class DeviceUnavailableException(string message, Exception? inner = null) : ArgumentException(message, inner);
