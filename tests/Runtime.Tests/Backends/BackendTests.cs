@@ -32,6 +32,9 @@ public abstract unsafe class BackendTests : IDisposable
     /// <summary>Whether weights of this type are used as they are stored.</summary>
     private protected virtual bool Exact(DType type) => true;
 
+    /// <summary>Whether a NaN leaves alone the rows before it of its own sequence, which is lost in any case.</summary>
+    private protected virtual bool LaterRowsStayApart => true;
+
     /// <summary>A row's result in one batch against that in another. Bit for bit, unless a backend takes other paths for other numbers of rows and says so.</summary>
     private protected virtual void AssertSameRows(float[,] expected, float[,] actual) => AssertSameBits(expected, actual);
 
@@ -266,7 +269,7 @@ public abstract unsafe class BackendTests : IDisposable
         var clean = AttendInSteps(shape, null, 16, inputs, [[12, 9]], shuffle: 1);
         for (var c = 0; c < 96; c++) inputs[0][6, c] = float.NaN;
         var y = AttendInSteps(shape, null, 16, inputs, [[12, 9]], shuffle: 1);
-        AssertSameBits(Slice(clean[0], 0, 6), Slice(y[0], 0, 6));
+        if (LaterRowsStayApart) AssertSameBits(Slice(clean[0], 0, 6), Slice(y[0], 0, 6));
         AssertSameBits(clean[1], y[1]);
         Assert.True(float.IsNaN(y[0][6, 0]) && float.IsNaN(y[0][11, 0]));
     }
@@ -661,6 +664,22 @@ public abstract unsafe class BackendTests : IDisposable
         using var table = Backend.Upload(host);
         var x = Backend.Scratch(rows, cols, precision);
         Backend.Embed(table, x);
+        // A backend that rounds its tables gets what is left of the values, and what is then left, added.
+        for (var rest = 0; rest < 2 && precision == Precision.Full && !Exact(DType.F32); rest++)
+        {
+            for (var i = 0; i < rows * cols; i++)
+            {
+                var left = ((float*)host.Data)[i] - Round(((float*)host.Data)[i]);
+                ((float*)host.Data)[i] = float.IsFinite(left) ? left : 0;
+            }
+            var ones = Host(1, cols, "F32");
+            new Span<float>(ones.Data, cols).Fill(1);
+            using var weight = Backend.Upload(ones);
+            using var remainder = Backend.Upload(host);
+            var delta = Backend.Scratch(rows, cols);
+            Backend.Embed(remainder, delta);
+            Backend.AddRmsNorm(delta, x, weight, 1e-5f, Backend.Scratch(rows, cols));
+        }
         return x;
     }
 

@@ -36,8 +36,8 @@ internal sealed unsafe class CudaBackend : IBackend
     private Pinned staging;
     private CudaAdapters? adapters;
     private StepArrays? arrays;
-    private ulong rules, pieces;
-    private long pieceBytes;
+    private ulong rules, pieces, pieceCounters;
+    private long pieceBytes, pieceCounterBytes;
     private long ruleBytes;
     private DrawRule[] draws = [];
     private bool anyAdapters;
@@ -80,7 +80,10 @@ internal sealed unsafe class CudaBackend : IBackend
 
     public int StepsAhead => 1;
 
-    public int PreferredStepTokens => 2048;
+    /// <summary>Enough for cuBLAS to run near its best.</summary>
+    public const int GoodStepTokens = 2048;
+
+    public int PreferredStepTokens => GoodStepTokens;
 
     public CudaDevice Device => device;
 
@@ -163,6 +166,7 @@ internal sealed unsafe class CudaBackend : IBackend
         var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
         var logits = (long)Math.Min(maxSequences, rows) * widest * 4;
         var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
+        workspace += (rows + (wanted.CacheTokens > 0 ? wanted.CacheTokens : free / Math.Max(CudaKvCache.BlockBytes(shape, 256), 1))) / 256 * shape.KvHeads * 32L * (CudaKvCache.DimStrideOf(shape) + 2) * ((shape.Heads / shape.KvHeads / 8) + 1);
         var table = CudaAdapters.TableBytes(shape.Layers);
         var reserve = Math.Max(total / 50, 256L << 20);                  // graphs, modules, other programs' small change
         var left = free - workspace - table - reserve;
@@ -474,16 +478,20 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>Where pieces of a row's attention meet: their sums, and a counter for each row and head block that is zero between launches.</summary>
     private (ulong Partial, ulong Arrived) PieceRoom(int across, int dimStride)
     {
-        var bytes = (long)arrays!.AttendItems * across * 8 * (dimStride + 2) * sizeof(float);
-        var counters = (long)arrays.Rows * across * sizeof(int);
-        if (pieceBytes < bytes + counters)
-        {
-            device.Free(pieces);
-            pieceBytes = bytes + counters;
-            pieces = device.Allocate(pieceBytes);
-            Driver.Check(Driver.cuMemsetD8Async(pieces, 0, (nuint)counters, device.Stream), "cuMemsetD8");
-        }
-        return (pieces + (ulong)((counters + 15) & -16), pieces);
+        Grow(ref pieces, ref pieceBytes, (long)arrays!.AttendItems * across * 8 * (dimStride + 2) * sizeof(float));
+        Grow(ref pieceCounters, ref pieceCounterBytes, (long)arrays.Rows * across * sizeof(int));
+        return (pieces, pieceCounters);
+    }
+
+    /// <summary>Makes room, of zeros, where there is less; recorded steps know where it was and are forgotten.</summary>
+    private void Grow(ref ulong pointer, ref long has, long bytes)
+    {
+        if (has >= bytes) return;
+        Driver.Check(Driver.cuStreamSynchronize(device.Stream), "cuStreamSynchronize");
+        Forget();
+        device.Free(pointer);
+        (pointer, has) = (device.Allocate(bytes), bytes);
+        Driver.Check(Driver.cuMemsetD8Async(pointer, 0, (nuint)bytes, device.Stream), "cuMemsetD8");
     }
 
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
@@ -691,7 +699,7 @@ internal sealed unsafe class CudaBackend : IBackend
         matrices.Dispose();
         kernels.Dispose();
         arena.Dispose();
-        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces]) device.Free(pointer);
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces, pieceCounters]) device.Free(pointer);
         foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
         foreach (var e in events) _ = Driver.cuEventDestroy_v2(e);
         device.Dispose();

@@ -67,6 +67,7 @@ internal sealed unsafe class CudaDevice : IDisposable
 
     public static CudaDevice Open(int ordinal)
     {
+        Driver.Check(Driver.cuInit(0), "cuInit");
         Driver.Check(Driver.cuDeviceGet(out var device, ordinal), "cuDeviceGet");
         return new CudaDevice(ordinal, device);
     }

@@ -1,12 +1,13 @@
 using TenantLora.Runtime.Backends;
-using TenantLora.Runtime.Backends.Cuda;
+using TenantLora.Runtime.Models;
+using TenantLora.Tests;
 
 namespace TenantLora.Runtime.Tests.Backends.Cuda;
 
 /// <summary>The verbs on the GPU at hand, against the same plain loops; skipped, aloud, where there is none.</summary>
 public sealed class CudaBackendTests : BackendTests
 {
-    public CudaBackendTests() : base(Gpu.Open()) { }
+    public CudaBackendTests() : base(Gpu.Open(stepRows: 1024)) { }
 
     /// <summary>fp32 sums, in another order than the loop's.</summary>
     private protected override double Tolerance => 2e-5;
@@ -24,6 +25,9 @@ public sealed class CudaBackendTests : BackendTests
 
     private protected override bool Exact(DType type) => type == DType.BF16;
 
+    /// <summary>Sixteen positions are multiplied at a time, and a weight of zero does not hide a NaN.</summary>
+    private protected override bool LaterRowsStayApart => false;
+
     /// <summary>Prompts and decoding rows take different kernels.</summary>
     private protected override void AssertSameRows(float[,] expected, float[,] actual)
     {
@@ -33,28 +37,30 @@ public sealed class CudaBackendTests : BackendTests
     }
 }
 
-/// <summary>The GPU that tests run on.</summary>
-internal static class Gpu
+/// <summary>The whole engine on the GPU: the same answers, alone and mixed.</summary>
+public sealed class CudaEngineTests : EngineTests
 {
-    private static readonly Lazy<string?> Why = new(() =>
-    {
-        var (missing, devices) = CudaDevice.Look();
-        return missing ?? devices[0].Unfit;
-    });
+    public CudaEngineTests() => Gpu.Require();
 
-    public static bool IsThere => Why.Value is null;
+    private protected override IBackend Open() => Gpu.Open(stepRows: 512, maxSequences: 256);
 
-    /// <summary>Skips the test where there is no usable GPU; with TENANTLORA_REQUIRE_GPU=1 it fails instead.</summary>
-    public static void Require()
-    {
-        if (IsThere) return;
-        if (Environment.GetEnvironmentVariable("TENANTLORA_REQUIRE_GPU") == "1") Assert.Fail($"No usable GPU: {Why.Value}");
-        Assert.Skip($"No usable GPU: {Why.Value}");
-    }
+    /// <summary>Up to 128 rows a product streams its weights in one order; above, cuBLAS has its own.</summary>
+    private protected override int LargestExactStep => 128;
+}
 
-    public static CudaBackend Open(int stepRows = 512)
-    {
-        Require();
-        return new CudaBackend(CudaDevice.Open(0), maxRank: 256, maxSequences: 64, stepRows);
-    }
+/// <summary>The forward pass on the GPU against the reference, as far apart as bf16 operands put them.</summary>
+public sealed class CudaGoldenModelTests
+{
+    private const double Tolerance = 0.015;
+
+    public CudaGoldenModelTests() => Gpu.Require();
+
+    [Theory]
+    [MemberData(nameof(GoldenModelTests.Architectures), MemberType = typeof(GoldenModelTests))]
+    public void An_architectures_logits_are_those_of_transformers_at_every_length(string name) =>
+        GoldenModelTests.Check(name, ModelConfig.Load(Repo.Fixture("models", name)), "golden-loaded.safetensors", "cuda", Tolerance);
+
+    [Theory]
+    [MemberData(nameof(GoldenModelTests.Tenants), MemberType = typeof(GoldenModelTests))]
+    public void The_demo_models_logits_are_those_of_pytorch(string tenant) => GoldenModelTests.CheckDemo(tenant, "cuda", Tolerance);
 }
