@@ -19,11 +19,16 @@ internal static unsafe class Gpu
 
     public static int Run(string[] args)
     {
-        var arguments = new Arguments(args, "model", "rows", "device", "quick", "steps");
+        var arguments = new Arguments(args, "model", "rows", "device", "quick", "steps", "profile");
         var models = (arguments["model"] ?? "1b,8b").Split(',');
         var rows = arguments.Integers("rows") ?? [1, 16, 64, 128];
         var quick = arguments["quick"] == "yes";
         using var pool = new RandomPool(1100L << 20);
+        if (arguments["profile"] == "yes")
+        {
+            Profile(models[0], rows, pool);
+            return 0;
+        }
         foreach (var model in models) Table(model, rows, int.Parse(arguments["device"] ?? "0", CultureInfo.InvariantCulture), int.Parse(arguments["steps"] ?? "40", CultureInfo.InvariantCulture), quick, pool);
         return 0;
     }
@@ -70,6 +75,20 @@ internal static unsafe class Gpu
             }
         }
         if (!quick) Prefill(model, config, pool);
+    }
+
+    /// <summary>A step of each kind launched verb by verb, for a profiler to look at: base, then an adapter a row, for each number of rows.</summary>
+    private static void Profile(string name, int[] rowCounts, RandomPool pool)
+    {
+        var config = ModelConfig.Load(name == "1b" ? RandomModel.Llama1B() : RandomModel.Llama8B());
+        using var model = new GpuModel(config, pool, 0, rowCounts.Max(), adapterBytes: (AdapterBytes(config, AdapterShape.PRoLora) * rowCounts.Max()) + (64 << 20));
+        model.Backend.Records = false;
+        var adapters = Enumerable.Range(0, rowCounts.Max()).Select(i => model.Backend.LoadAdapter(pool.Adapter(config, AdapterShape.PRoLora, i))).ToArray();
+        foreach (var rows in rowCounts)
+        {
+            model.Logits(Context, new DeviceAdapter?[rows], 0);
+            model.Logits(Context, adapters[..rows], 0);
+        }
     }
 
     private static void Prefill(GpuModel model, ModelConfig config, RandomPool pool)
