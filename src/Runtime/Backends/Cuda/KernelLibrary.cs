@@ -14,7 +14,8 @@ internal sealed unsafe class KernelLibrary : IDisposable
     [
         ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
         ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
-        ("attend_any", ["common.cuh", "attend_any.cu"]),
+        ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"]),
+        ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"]),
         ("draw", ["common.cuh", "draw.cu"]),
         ("embed", ["common.cuh", "embed.cu"]),
         ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
