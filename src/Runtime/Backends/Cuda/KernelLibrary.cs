@@ -16,6 +16,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
         ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
         ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"]),
         ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"]),
+        ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"]),
         ("draw", ["common.cuh", "draw.cu"]),
         ("embed", ["common.cuh", "embed.cu"]),
         ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
