@@ -166,7 +166,7 @@ internal sealed unsafe class CudaBackend : IBackend
         var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
         var logits = (long)Math.Min(maxSequences, rows) * widest * 4;
         var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
-        workspace += (rows + (wanted.CacheTokens > 0 ? wanted.CacheTokens : free / Math.Max(CudaKvCache.BlockBytes(shape, 256), 1))) / 256 * shape.KvHeads * 32L * (CudaKvCache.DimStrideOf(shape) + 2) * ((shape.Heads / shape.KvHeads / 8) + 1);
+        workspace += (rows + (wanted.CacheTokens > 0 ? wanted.CacheTokens : free / Math.Max(CudaKvCache.BlockBytes(shape, 256), 1))) / StepArrays.AttendPiece * shape.Heads * 4L * (CudaKvCache.DimStrideOf(shape) + 2);
         var table = CudaAdapters.TableBytes(shape.Layers);
         var reserve = Math.Max(total / 50, 256L << 20);                  // graphs, modules, other programs' small change
         var left = free - workspace - table - reserve;
@@ -406,7 +406,7 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             var (count, inputs, partialStride, arrived) = (step + 20, x.Cols, site.Parts * ((highestRank + 3) / 4 * 4), shrinkCounters);
             var pieces = (inputs + ShrinkColumns - 1) / ShrinkColumns;
-            var partial = arena.Take((long)arrays.Last.ShrinkTiles * pieces * StepArrays.AttendTileRows * partialStride * sizeof(float));
+            var partial = arena.Take((long)arrays.Last.ShrinkTiles * pieces * StepArrays.ShrinkTileRows * partialStride * sizeof(float));
             var arguments = stackalloc void*[] { &count, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
             Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.ShrinkTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
         }
@@ -459,28 +459,23 @@ internal sealed unsafe class CudaBackend : IBackend
             Launch(kernels.Get("attendAny"), x.Rows, heads, 128, (store.DimStride + (4 * (2 + store.DimStride))) * sizeof(float), any);
             return;
         }
-        var size = (store.DimStride + 31) / 32;
+        var (dim, group) = (store.DimStride, heads / shape.KvHeads);
         if (arrays.Last.AttendItems > 0)
         {
-            var across = shape.KvHeads * (((heads / shape.KvHeads) + 7) / 8);
-            var (partial, arrived) = PieceRoom(across, store.DimStride);
-            var arguments = stackalloc void*[] { &step, &items, &blocks, &queries, &layout, &heads, &window, &partial, &arrived, &pointer, &stride };
-            // Rows of a step that is recorded may have more pieces another time: a block takes those that are left in turn.
-            Launch(kernels.Get($"attendDecode_{size}"), Math.Max(2 * x.Rows, Math.Min(8 * device.Multiprocessors / across, 64)), across, 128, 32 * (store.DimStride + 2) * sizeof(float), arguments);
+            Grow(ref pieces, ref pieceBytes, (long)arrays.AttendItems * heads * (dim + 2) * sizeof(float));
+            Grow(ref pieceCounters, ref pieceCounterBytes, (long)arrays.Rows * shape.KvHeads * ((group + 15) / 16) * sizeof(int));
+            var (partial, counters, together) = (pieces, pieceCounters, Math.Min(group, 16));
+            var arguments = stackalloc void*[] { &step, &items, &blocks, &queries, &layout, &heads, &window, &pointer, &stride, &partial, &counters };
+            var shared = ((dim + 8) * (512 + (16 * together))) + (32 * together);
+            var resident = dim <= 64 ? 4 : dim <= 96 ? 3 : 2;
+            Launch(kernels.Get($"attendDecode_{dim}", shared), device.Multiprocessors * resident, 1, 128, shared, arguments);
         }
         if (arrays.Last.Tiles > 0)
         {
             var arguments = stackalloc void*[] { &step, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
-            Launch(kernels.Get($"attendPrompt_{size}"), arrays.Last.Tiles, heads, 128, 0, arguments);
+            var shared = ((dim + 8) * 768) + 768;
+            Launch(kernels.Get($"attendPrefill_{dim}", shared), arrays.Last.Tiles * heads, 1, 128, shared, arguments);
         }
-    }
-
-    /// <summary>Where pieces of a row's attention meet: their sums, and a counter for each row and head block that is zero between launches.</summary>
-    private (ulong Partial, ulong Arrived) PieceRoom(int across, int dimStride)
-    {
-        Grow(ref pieces, ref pieceBytes, (long)arrays!.AttendItems * across * 8 * (dimStride + 2) * sizeof(float));
-        Grow(ref pieceCounters, ref pieceCounterBytes, (long)arrays.Rows * across * sizeof(int));
-        return (pieces, pieceCounters);
     }
 
     /// <summary>Makes room, of zeros, where there is less; recorded steps know where it was and are forgotten.</summary>

@@ -14,8 +14,9 @@ internal sealed unsafe class KernelLibrary : IDisposable
     [
         ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
         ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
-        ("attend", ["common.cuh", "attend.cu"]),
-        ("attend_any", ["common.cuh", "attend_any.cu"]),
+        ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"]),
+        ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"]),
+        ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"]),
         ("draw", ["common.cuh", "draw.cu"]),
         ("embed", ["common.cuh", "embed.cu"]),
         ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
@@ -45,7 +46,11 @@ internal sealed unsafe class KernelLibrary : IDisposable
         foreach (var module in modules)
             if (Driver.cuModuleGetFunction(out function, module, name) == Driver.Success) break;
         if (function == 0) throw new CudaException("cuModuleGetFunction", $"no kernel {name}");
-        if (sharedBytes > 48 << 10) Driver.Check(Driver.cuFuncSetAttribute(function, 8, sharedBytes), $"shared memory of {name}");
+        if (sharedBytes > 48 << 10)
+        {
+            Driver.Check(Driver.cuFuncSetAttribute(function, 8, sharedBytes), $"shared memory of {name}");
+            Driver.Check(Driver.cuFuncSetAttribute(function, 9, 100), $"shared memory of {name}");        // of the first level cache, all it can have
+        }
         functions.Add(name, function);
         return function;
     }

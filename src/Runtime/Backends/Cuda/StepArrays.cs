@@ -12,7 +12,10 @@ internal sealed unsafe class StepArrays : IDisposable
     public const int AttendPiece = 256;
 
     /// <summary>Query rows in a tile of a prompt's attention.</summary>
-    public const int AttendTileRows = 64;
+    public const int AttendTileRows = 128;
+
+    /// <summary>Rows in a tile of a long segment's adapter.</summary>
+    public const int ShrinkTileRows = 64;
 
     /// <summary>Rows of a segment whose adapter's work is done beside the products; longer ones have a kernel of their own.</summary>
     public const int ShortRows = 16;
@@ -138,8 +141,8 @@ internal sealed unsafe class StepArrays : IDisposable
                     for (var kind = 0; kind < 4; kind++) step->Units[kind] = Math.Max(step->Units[kind], adapter.Units(kind, inGroup));
                 }
             else if (adapter is not null)
-                for (var r = 0; r < count; r += AttendTileRows)
-                    longs[step->ShrinkTiles++] = new Group { FirstRow = first + r, Rows = Math.Min(AttendTileRows, count - r), Adapter = adapter.Index };
+                for (var r = 0; r < count; r += ShrinkTileRows)
+                    longs[step->ShrinkTiles++] = new Group { FirstRow = first + r, Rows = Math.Min(ShrinkTileRows, count - r), Adapter = adapter.Index };
             if (isShort) shortRows += count;
         }
     }

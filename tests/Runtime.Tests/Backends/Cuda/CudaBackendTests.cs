@@ -25,9 +25,6 @@ public sealed class CudaBackendTests : BackendTests
 
     private protected override bool Exact(DType type) => type == DType.BF16;
 
-    /// <summary>Sixteen positions are multiplied at a time, and a weight of zero does not hide a NaN.</summary>
-    private protected override bool LaterRowsStayApart => false;
-
     /// <summary>Prompts and decoding rows take different kernels.</summary>
     private protected override void AssertSameRows(float[,] expected, float[,] actual)
     {

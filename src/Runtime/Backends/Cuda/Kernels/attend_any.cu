@@ -1,13 +1,8 @@
 // Attention for any head size, one block a row and head: simple, and right where the fast kernels do not apply.
 //
 //   y[r, h] = Σ_p softmax_p(q[r, h]·k[p] / sqrt(headDim)) v[p] over p ≤ position[r], and p > position[r] − window where there is one
-
-struct Cache {
-    const u16 *keys, *values;       // [block][kvHead][position][dimStride]
-    int blockSize, kvHeads, headDim, dimStride;
-};
-struct AttendItem { int row, position, first, end, blocks, part, parts, reserved; };
-struct AttendTile { int firstRow, rows, firstPosition, blocks; };
+//
+// Needs attend.cuh.
 
 static const int Threads = 128;
 
@@ -56,10 +51,10 @@ extern "C" __global__ __launch_bounds__(Threads) void attendAny(const Step* step
             const int row = items[i].row;
             attendRow(items[i].position, blockTable + items[i].blocks, q + ((long long)row * heads + head) * cache.dimStride, kvHead, window, cache, y + (long long)row * yStride + head * cache.headDim, (float*)memory);
         }
-    for (int i = blockIdx.x; i < step->tiles * 64; i += gridDim.x) {
-        const AttendTile tile = tiles[i / 64];
-        if (i % 64 >= tile.rows) continue;
-        const int row = tile.firstRow + i % 64;
-        attendRow(tile.firstPosition + i % 64, blockTable + tile.blocks, q + ((long long)row * heads + head) * cache.dimStride, kvHead, window, cache, y + (long long)row * yStride + head * cache.headDim, (float*)memory);
+    for (int i = blockIdx.x; i < step->tiles * AttendTileRows; i += gridDim.x) {
+        const AttendTile tile = tiles[i / AttendTileRows];
+        if (i % AttendTileRows >= tile.rows) continue;
+        const int row = tile.firstRow + i % AttendTileRows;
+        attendRow(tile.firstPosition + i % AttendTileRows, blockTable + tile.blocks, q + ((long long)row * heads + head) * cache.dimStride, kvHead, window, cache, y + (long long)row * yStride + head * cache.headDim, (float*)memory);
     }
 }
