@@ -27,6 +27,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
         this.layers = layers;
         pool = device.Allocate(bytes);
         Table = device.Allocate(TableBytes(layers));
+        Driver.Check(Driver.cuMemsetD8Async(Table, 0, (nuint)TableBytes(layers), device.LoadStream), "cuMemsetD8");
         free.Add(0, bytes);
     }
 
@@ -37,7 +38,8 @@ internal sealed unsafe class CudaAdapters : IDisposable
     /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
     public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
-    public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
+    /// <summary>Three more than there are: the last site looks for a next one.</summary>
+    public static long TableBytes(int layers) => (((long)Most * layers * 7) + 3) * sizeof(LoraEntry);
 
     /// <summary>bf16, rows padded to 16 bytes.</summary>
     public static long SizeOf(LoraModules modules) => modules.All.Sum(m =>

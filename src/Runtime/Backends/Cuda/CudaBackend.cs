@@ -349,7 +349,7 @@ internal sealed unsafe class CudaBackend : IBackend
         var (step, rows, pointer, stride, scale, cols, outStride) = (arrays!.Header, arrays.RowsAt, x.Pointer, x.Stride, weight.Vector, x.Cols, y.Stride);
         ulong operand = y.Precision == Precision.Operand ? y.Pointer : 0, full = y.Precision == Precision.Full ? y.Pointer : 0;
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &pointer, &stride, &scale, &epsilon, &operand, &full, &outStride, &cols };
-        var shared = (cols + site.ZStride + 32) * sizeof(float);
+        var shared = (cols + (17 * site.ZStride) + 32) * sizeof(float);
         Launch(kernels.Get("addNorm", shared), x.Rows, 1, 512, shared, arguments);
     }
 
@@ -444,8 +444,8 @@ internal sealed unsafe class CudaBackend : IBackend
         var (queryNorm, keyNorm, epsilon) = norms is null ? default : (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
         var layout = store.Layout(layer);
         var arguments = stackalloc void*[] { &step, &rows, &positions, &slots, &sums, &site, &heads, &queryNorm, &keyNorm, &epsilon, &frequencies, &queries, &layout };
-        var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + site.ZStride) * sizeof(float);
-        Launch(kernels.Get("ropeStore", shared), x.Rows, 3, 256, shared, arguments);
+        var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + (17 * site.ZStride)) * sizeof(float);
+        Launch(kernels.Get("ropeStore", shared), x.Rows, 3, 512, shared, arguments);
     }
 
     public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)
@@ -495,8 +495,8 @@ internal sealed unsafe class CudaBackend : IBackend
         var (sums, site) = Unfinished(x);
         var (step, rows, inner, pointer, stride) = (arrays!.Header, arrays.RowsAt, to.Cols, to.Pointer, to.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &inner, &pointer, &stride };
-        var pieces = (inner + 511) / 512;
-        Launch(kernels.Get("swiGlu"), ((x.Rows * pieces) + 3) / 4, 1, 128, 8 * site.ZStride * sizeof(float), arguments);
+        var (runs, shared) = ((inner + 255) / 256, 4 * 19 * site.ZStride * sizeof(float));
+        Launch(kernels.Get("swiGlu", 4 * 19 * maxRank * sizeof(float)), ((x.Rows * runs) + 3) / 4, 1, 128, shared, arguments);
     }
 
     public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
@@ -549,7 +549,7 @@ internal sealed unsafe class CudaBackend : IBackend
         var (sums, site) = (y.Sums, y.Site);
         var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, y.Columns.Second, y.Columns.Third, y.Cols, y.Pointer, y.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
-        Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
+        Launch(kernels.Get("finish"), y.Rows, 1, 256, 17 * site.ZStride * sizeof(float), arguments);
         return into;
     }
 

@@ -24,7 +24,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
 
     private readonly CudaDevice device;
     private readonly nint[] modules;
-    private readonly Dictionary<string, nint> functions = [];
+    private readonly Dictionary<string, (nint Function, int SharedBytes)> functions = [];
 
     public KernelLibrary(CudaDevice device)
     {
@@ -39,19 +39,20 @@ internal sealed unsafe class KernelLibrary : IDisposable
             fixed (byte* image = images[i]) Driver.Check(Driver.cuModuleLoadData(out modules[i], image), $"cuModuleLoadData of {Files[i].Name}");
     }
 
-    /// <summary>A kernel by name. More than 48 KB of shared memory must be asked for here.</summary>
+    /// <summary>A kernel by name, ready for so much shared memory.</summary>
     public nint Get(string name, int sharedBytes = 0)
     {
-        if (functions.TryGetValue(name, out var function)) return function;
+        if (functions.TryGetValue(name, out var known) && known.SharedBytes >= sharedBytes) return known.Function;
+        var function = known.Function;
         foreach (var module in modules)
-            if (Driver.cuModuleGetFunction(out function, module, name) == Driver.Success) break;
+            if (function != 0 || Driver.cuModuleGetFunction(out function, module, name) == Driver.Success) break;
         if (function == 0) throw new CudaException("cuModuleGetFunction", $"no kernel {name}");
         if (sharedBytes > 48 << 10)
         {
             Driver.Check(Driver.cuFuncSetAttribute(function, 8, sharedBytes), $"shared memory of {name}");
             Driver.Check(Driver.cuFuncSetAttribute(function, 9, 100), $"shared memory of {name}");        // of the first level cache, all it can have
         }
-        functions.Add(name, function);
+        functions[name] = (function, sharedBytes);
         return function;
     }
 

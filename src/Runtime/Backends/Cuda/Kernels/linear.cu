@@ -124,6 +124,35 @@ DEVICE void shrinkUnit(const Lora& m, const u16* x, int xStride, int rows, int s
         }
 }
 
+// What is read soon comes to the second level cache while the weights stream: B of this site, for who finishes y, and A of the next one, whose
+// entries follow in the table. Not where it is so much that it would push itself out.
+DEVICE void prefetch(const void* from, long long bytes) {
+    const char* p = (const char*)((u64)from & ~127ull);
+    for (p += threadIdx.x % 32 * 128; p < (const char*)from + bytes; p += 32 * 128) prefetchLine(p);
+}
+
+static const long long PrefetchBytes = 12 << 20;            // of B or A of a site
+
+DEVICE void prefetchFactors(const Step* step, const Group* groups, const Site& site) {
+    const int next = site.kind == 1 ? 2 : site.kind == 3 ? 3 : 1, each = site.parts + next;
+    for (int item = blockIdx.x * 4 + (threadIdx.x - MmaThreads) / 32; item < step->groups * each; item += gridDim.x * 4) {
+        const int adapter = groups[item / each].adapter, part = item % each;
+        if (adapter < 0) continue;
+        const Lora& m = site.table[adapter * site.perAdapter + part];
+        if (part < site.parts) {
+            const long long shared = 2ll * m.shared * m.strideB, unshared = 2ll * m.unshared * m.chunksB * m.strideB;
+            if ((shared + unshared) * site.parts * step->groups > 2 * PrefetchBytes) continue;
+            prefetch(m.b, shared);
+            prefetch(m.bVec, unshared);
+        } else {
+            const long long shared = 2ll * m.shared * m.strideA, unshared = 2ll * m.unshared * m.chunksA * m.strideA;
+            if ((shared + unshared) * next * step->groups > PrefetchBytes) continue;
+            prefetch(m.a, shared);
+            prefetch(m.aVec, unshared);
+        }
+    }
+}
+
 // All groups' parts of a site, dealt out to the blocks' four shrinking warps.
 DEVICE void shrink(const Step* step, const Group* groups, const Site& site, const u16* x, int xStride, float* folds) {
     const int warp = (threadIdx.x - MmaThreads) / 32, units = step->units[site.kind], all = step->groups * site.parts * units;
@@ -143,6 +172,7 @@ DEVICE void shrink(const Step* step, const Group* groups, const Site& site, cons
         else shrinkUnit<ShrinkTiles>(m, from, xStride, rows, slice, z, zRow, folds + warp * 512, waited);
     }
     if (!waited) awaitPrevious();
+    prefetchFactors(step, groups, site);
 }
 
 // ---- y = x·wᵀ
