@@ -15,19 +15,19 @@ internal sealed unsafe class CudaAdapters : IDisposable
     private readonly Lock gate = new();
     private readonly Lock loading = new();
     private readonly CudaDevice device;
-    private readonly int layers;
+    private readonly int layers, maxRank;
     private readonly ulong pool;
     private readonly SortedDictionary<long, long> free = [];          // offset -> bytes
     private readonly Stack<int> indices = new(Enumerable.Range(0, Most).Reverse());
     private Pinned staging;
 
-    public CudaAdapters(CudaDevice device, int layers, long bytes)
+    public CudaAdapters(CudaDevice device, int layers, long bytes, int maxRank)
     {
+        this.maxRank = maxRank;
         this.device = device;
         this.layers = layers;
         pool = device.Allocate(bytes);
         Table = device.Allocate(TableBytes(layers));
-        Driver.Check(Driver.cuMemsetD8Async(Table, 0, (nuint)TableBytes(layers), device.LoadStream), "cuMemsetD8");
         free.Add(0, bytes);
     }
 
@@ -38,8 +38,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
     /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
     public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
-    /// <summary>Three more than there are: the last site looks for a next one.</summary>
-    public static long TableBytes(int layers) => (((long)Most * layers * 7) + 3) * sizeof(LoraEntry);
+    public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
 
     /// <summary>bf16, rows padded to 16 bytes.</summary>
     public static long SizeOf(LoraModules modules) => modules.All.Sum(m =>
@@ -48,6 +47,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
     public CudaAdapter Load(LoraModules modules)
     {
         if (modules.Layers != layers) throw new ArgumentException($"The adapter has {modules.Layers} layers, the model {layers}.");
+        if (modules.All.FirstOrDefault(m => m.SharedRank + m.UnsharedRank > maxRank) is { } high) throw new ArgumentException($"The adapter has rank {high.SharedRank + high.UnsharedRank}, and this device serves up to {maxRank}.");
         var bytes = Math.Max(SizeOf(modules), 16);
         var (index, offset) = Take(bytes);
         try

@@ -1,5 +1,6 @@
 using System.Diagnostics;
 using System.Globalization;
+using System.Numerics;
 
 namespace TenantLora.Runtime.Backends.Cuda;
 
@@ -16,7 +17,7 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>Most rows of a product that streams its weights.</summary>
     private const int FewRows = 128;
 
-    private const int LinearThreads = 416, LinearHeader = 9216, TileRows = 128, MostParts = 16, ShrinkColumns = 1024;
+    private const int LinearThreads = 544, LinearHeader = 17408, LinearShared = 180224, TileRows = 128, MostParts = 16, ShrinkColumns = 1024, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
 
     private readonly CudaDevice device;
@@ -28,7 +29,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private readonly ulong shortZ, wholeZ, drawn, results, tops, shrinkCounters;
     private readonly int shortCapacity;
     private readonly List<(int Rows, int Cols)> uploaded = [];
-    private readonly Dictionary<(int Rows, bool Adapters, bool Draws), Recording> recordings = [];
+    private readonly Dictionary<(int Rows, int Rank, bool Draws), Recording> recordings = [];
     private readonly Queue<Ticket> tickets = new();
     private readonly Pinned[] resultRooms = new Pinned[3];
     private readonly Pinned[] ruleRooms = new Pinned[3];
@@ -41,7 +42,8 @@ internal sealed unsafe class CudaBackend : IBackend
     private long ruleBytes;
     private DrawRule[] draws = [];
     private bool anyAdapters;
-    private int highestRank;
+    private int highestRank, zStride;
+    private ulong ready;
     private int turn;
 
     /// <param name="device">Owned from here on.</param>
@@ -51,7 +53,7 @@ internal sealed unsafe class CudaBackend : IBackend
     public CudaBackend(CudaDevice device, int maxRank, int maxSequences, int stepRows)
     {
         this.device = device;
-        this.maxRank = (maxRank + 3) / 4 * 4;
+        this.maxRank = Math.Clamp((maxRank + 3) / 4 * 4, 16, MostRank);
         this.maxSequences = maxSequences;
         this.stepRows = stepRows;
         kernels = new KernelLibrary(device);
@@ -181,12 +183,13 @@ internal sealed unsafe class CudaBackend : IBackend
         if (blocks < 1 || (blocks * blockBytes) + adapterBytes > left)
             throw new OutOfDeviceMemoryException($"The GPU's memory does not suffice: {description}. Serve a smaller model, fewer cache tokens or less adapter memory, or use a larger GPU.");
         arena.Reserve(workspace);
-        adapters = new CudaAdapters(device, shape.Layers, Math.Max(adapterBytes, 1 << 20));
+        MakeAdapters(shape.Layers, Math.Max(adapterBytes, 1 << 20));
         return new MemoryPlan((int)blocks, adapterBytes, description);
     }
 
     public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape)
     {
+        if (shape.HeadDim > MostHeadDim) throw new OutOfDeviceMemoryException($"Heads of {shape.HeadDim} dimensions are not served on CUDA: at most {MostHeadDim}.");
         var cache = new CudaKvCache(device, blocks + 1, blockSize, shape);
         var frequencies = shape.InverseFrequencies;
         fixed (float* from = frequencies) Send(cache.Frequencies, (byte*)from, frequencies.Length * sizeof(float));
@@ -198,9 +201,18 @@ internal sealed unsafe class CudaBackend : IBackend
 
     public DeviceAdapter LoadAdapter(LoraModules modules)
     {
-        adapters ??= new CudaAdapters(device, modules.Layers, 256 << 20);
-        return adapters.Load(modules);
+        if (adapters is null) MakeAdapters(modules.Layers, 256 << 20);
+        return adapters!.Load(modules);
     }
+
+    private void MakeAdapters(int layers, long bytes)
+    {
+        adapters = new CudaAdapters(device, layers, bytes, maxRank);
+        ready = device.Allocate(ReadyBytes(layers));
+    }
+
+    /// <summary>A counter for each site, part and row: how much of a row's rank-sized middle is there (linear.cu).</summary>
+    private static long ReadyBytes(int layers) => layers * 4L * 3 * FewRows * sizeof(int);
 
     // ---- Steps
 
@@ -218,7 +230,7 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             var rows = Buckets.First(b => b >= batch.Rows);
             Send(batch);
-            var key = (rows, anyAdapters, batch.Draws.Length > 0);
+            var key = (rows, anyAdapters ? zStride : 0, batch.Draws.Length > 0);
             if (recordings.TryGetValue(key, out var recording) && recording.Graph != 0)
             {
                 Driver.Check(Driver.cuGraphLaunch(recording.Graph, device.Stream), "cuGraphLaunch");
@@ -308,6 +320,8 @@ internal sealed unsafe class CudaBackend : IBackend
                 anyAdapters = true;
                 highestRank = Math.Max(highestRank, adapter.MaxRank);
             }
+        if (anyAdapters && batch.Rows <= FewRows) Driver.Check(Driver.cuMemsetD8Async(ready, 0, (nuint)ReadyBytes(adapters!.Layers), device.Stream), "cuMemsetD8");
+        zStride = Math.Min(maxRank, Math.Max(16, (int)BitOperations.RoundUpToPowerOf2((uint)highestRank)));
         Arrays(0, 1).Send(batch, allShort: batch.Rows <= FewRows);
         if (batch.Draws.Length == 0) return;
         var bytes = CudaDraws.Bytes(batch.Draws);
@@ -349,22 +363,25 @@ internal sealed unsafe class CudaBackend : IBackend
         var (step, rows, pointer, stride, scale, cols, outStride) = (arrays!.Header, arrays.RowsAt, x.Pointer, x.Stride, weight.Vector, x.Cols, y.Stride);
         ulong operand = y.Precision == Precision.Operand ? y.Pointer : 0, full = y.Precision == Precision.Full ? y.Pointer : 0;
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &pointer, &stride, &scale, &epsilon, &operand, &full, &outStride, &cols };
-        var shared = (cols + (17 * site.ZStride) + 32) * sizeof(float);
-        Launch(kernels.Get("addNorm", shared), x.Rows, 1, 512, shared, arguments);
+        var many = Many(sums, site);
+        var shared = ((many ? cols + site.ZStride : 2 * cols) + 32) * sizeof(float);
+        Launch(kernels.Get(many ? "addNormMany" : "addNorm", shared), x.Rows, 1, many ? 512 : 256, shared, arguments);
     }
 
     public void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y)
     {
         var (from, w, to) = ((CudaScratch)x, (CudaWeights)weight, (CudaScratch)y);
         if (from.Precision != Precision.Operand) throw new ArgumentException("A Linear multiplies operands.");
-        var where = SiteOf(site);
+        var where = SiteOf(site, to.Cols);
         var rows = to.Rows;
         var few = rows <= FewRows;
         var sums = new Sums { Stride = to.Stride, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
         if (few)
         {
-            (sums.Y, sums.Part, sums.Parts) = (to.TakeSums(w.MostParts), (long)rows * to.Stride, w.PartsOfTile);
-            Stream(from, w, sums, where, rows);
+            // What the adapters add lies behind the parts.
+            (sums.Y, sums.Part, sums.Parts) = (to.TakeSums(w.MostParts + (where.Parts > 0 ? 1 : 0)), (long)rows * to.Stride, w.PartsOfTile);
+            if (where.Parts > 0) sums.Extra = sums.Y + (ulong)(w.MostParts * sums.Part * sizeof(float));
+            Stream(from, w, sums, where, site, rows);
         }
         else
         {
@@ -375,7 +392,7 @@ internal sealed unsafe class CudaBackend : IBackend
         to.Leave(sums, where, site is { Parts.Length: > 1 } ? (site.Parts[1].Column, site.Parts.Length > 2 ? site.Parts[2].Column : 0) : default);
     }
 
-    private void Stream(CudaScratch x, CudaWeights w, Sums sums, Site site, int rows)
+    private void Stream(CudaScratch x, CudaWeights w, Sums sums, Site site, LoraSite? of, int rows)
     {
         // A step's rows, or those of its logits.
         var (step, groups, pointer, stride, y, part, yStride) = (arrays!.Header, arrays.GroupsAt, x.Pointer, x.Stride, sums.Y, sums.Part, sums.Stride);
@@ -383,14 +400,16 @@ internal sealed unsafe class CudaBackend : IBackend
         var view = new WeightView { W = w.Matrix, Stride = w.Stride, Outputs = w.Rows, Inputs = w.Cols };
         var columns = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
         var stage = (TileRows + (8 * columns)) * 128;
-        var shared = LinearHeader + (Math.Min(8, (device.SharedBytes - LinearHeader) / stage) * stage);
+        var shared = LinearHeader + (Math.Min(8, (Math.Min(device.SharedBytes, LinearShared) - LinearHeader) / stage) * stage);
         // The driver wants maps at 64 bytes.
         var maps = stackalloc byte[(2 * sizeof(TensorMap)) + 64];
         var wMap = (TensorMap*)(((nint)maps + 63) & ~63);
         var xMap = wMap + 1;
         *wMap = w.Map;
         *xMap = device.IsHopper ? MapOf(pointer, rows, w.Cols, stride, 8 * columns) : default;
-        var arguments = stackalloc void*[] { &step, &count, &groups, &view, &pointer, &stride, &y, &part, &yStride, &site, wMap, xMap };
+        var (rowInfos, extra) = (arrays.RowsAt, sums.Extra);
+        var counters = of is null ? 0 : ready + (ulong)(((of.Layer * 4) + site.Kind) * 3 * FewRows * sizeof(int));
+        var arguments = stackalloc void*[] { &step, &count, &rowInfos, &groups, &view, &pointer, &stride, &y, &part, &yStride, &site, &counters, &extra, wMap, xMap };
         Launch(kernels.Get($"linear_{columns}", shared), w.Blocks, 1, LinearThreads, shared, arguments);
     }
 
@@ -413,7 +432,7 @@ internal sealed unsafe class CudaBackend : IBackend
     }
 
     /// <summary>The site's entries for the step's adapters; none where the step has none.</summary>
-    private Site SiteOf(LoraSite? site)
+    private Site SiteOf(LoraSite? site, int columns)
     {
         if (site is null || !anyAdapters) return default;
         var (first, parts) = (site.Parts[0].Projection, site.Parts.Length);
@@ -424,11 +443,14 @@ internal sealed unsafe class CudaBackend : IBackend
             PerAdapter = adapters.Layers * 7,
             Parts = parts,
             Kind = first switch { Projection.Query or Projection.Key or Projection.Value => 0, Projection.Output => 1, Projection.Gate or Projection.Up => 2, _ => 3 },
-            ZStride = maxRank,
+            ZStride = zStride,
             Z = shortZ,
             Whole = wholeZ,
-            ZPart = shortCapacity * 16 * maxRank,
-            WholePart = Math.Max(stepRows, FewRows) * maxRank,
+            ZPart = shortCapacity * 16 * zStride,
+            WholePart = Math.Max(stepRows, FewRows) * zStride,
+            Second = parts > 1 ? site.Parts[1].Column : 0,
+            Third = parts > 2 ? site.Parts[2].Column : 0,
+            Columns = columns,
         };
     }
 
@@ -444,9 +466,16 @@ internal sealed unsafe class CudaBackend : IBackend
         var (queryNorm, keyNorm, epsilon) = norms is null ? default : (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
         var layout = store.Layout(layer);
         var arguments = stackalloc void*[] { &step, &rows, &positions, &slots, &sums, &site, &heads, &queryNorm, &keyNorm, &epsilon, &frequencies, &queries, &layout };
-        var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + (17 * site.ZStride)) * sizeof(float);
-        Launch(kernels.Get("ropeStore", shared), x.Rows, 3, 512, shared, arguments);
+        if (Many(sums, site))
+        {
+            var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + site.ZStride) * sizeof(float);
+            Launch(kernels.Get("ropeStoreMany", shared), x.Rows, 3, 256, shared, arguments);
+        }
+        else Launch(kernels.Get("ropeStore"), x.Rows, (shape.Heads + (2 * shape.KvHeads) + 7) / 8, 256, 0, arguments);
     }
+
+    /// <summary>Whether the reader makes the adapters' part itself: nobody did so beside the sums.</summary>
+    private static bool Many(Sums sums, Site site) => site.Parts > 0 && sums.Extra == 0;
 
     public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)
     {
@@ -495,8 +524,12 @@ internal sealed unsafe class CudaBackend : IBackend
         var (sums, site) = Unfinished(x);
         var (step, rows, inner, pointer, stride) = (arrays!.Header, arrays.RowsAt, to.Cols, to.Pointer, to.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &inner, &pointer, &stride };
-        var (runs, shared) = ((inner + 255) / 256, 4 * 19 * site.ZStride * sizeof(float));
-        Launch(kernels.Get("swiGlu", 4 * 19 * maxRank * sizeof(float)), ((x.Rows * runs) + 3) / 4, 1, 128, shared, arguments);
+        if (Many(sums, site))
+        {
+            var (runs, shared) = ((inner + 511) / 512, 8 * site.ZStride * sizeof(float));
+            Launch(kernels.Get("swiGluMany", shared), ((x.Rows * runs) + 3) / 4, 1, 128, shared, arguments);
+        }
+        else Launch(kernels.Get("swiGlu"), (inner + 1023) / 1024, x.Rows, 256, 0, arguments);
     }
 
     public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
@@ -549,7 +582,7 @@ internal sealed unsafe class CudaBackend : IBackend
         var (sums, site) = (y.Sums, y.Site);
         var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, y.Columns.Second, y.Columns.Third, y.Cols, y.Pointer, y.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
-        Launch(kernels.Get("finish"), y.Rows, 1, 256, 17 * site.ZStride * sizeof(float), arguments);
+        Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
         return into;
     }
 
@@ -694,7 +727,7 @@ internal sealed unsafe class CudaBackend : IBackend
         matrices.Dispose();
         kernels.Dispose();
         arena.Dispose();
-        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces, pieceCounters]) device.Free(pointer);
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces, pieceCounters, ready]) device.Free(pointer);
         foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
         foreach (var e in events) _ = Driver.cuEventDestroy_v2(e);
         device.Dispose();

@@ -174,6 +174,7 @@ internal struct Sums
     public int Stride;
     public ulong Parts;
     public ulong Bias;
+    public ulong Extra;
 }
 
 [StructLayout(LayoutKind.Sequential)]
@@ -183,6 +184,8 @@ internal struct Site
     public int PerAdapter, Parts, Kind, ZStride;
     public ulong Z, Whole;
     public int ZPart, WholePart;
+    public int Second, Third, Columns;
+    private readonly int reserved;
 }
 
 [StructLayout(LayoutKind.Sequential)]

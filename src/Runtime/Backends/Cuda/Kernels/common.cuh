@@ -6,7 +6,6 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
-#define DEVICE_MEMBER __device__ __forceinline__
 
 struct alignas(8) U32x2 { u32 x, y; };
 struct alignas(16) U32x4 { u32 x, y, z, w; };
@@ -64,9 +63,6 @@ DEVICE void awaitPrevious() {
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-
-// A line of 128 bytes to the second level cache, some time.
-DEVICE void prefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
 
 // Read once: past the L1, first to leave the L2.
 DEVICE U32x4 loadOnce(const void* p) {

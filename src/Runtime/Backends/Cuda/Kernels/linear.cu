@@ -1,4 +1,4 @@
-// y = x·wᵀ for the few rows of decoding, and in the same launch, on warps of their own, what every row's adapter makes of x: z = A·x.
+// y = x·wᵀ for the few rows of decoding, and beside it, on warps of their own, what every row's adapter adds to it: extra = scale·B(A(x)).
 // A weight is used for a handful of rows only, so the floor is its bytes over the memory's rate. One block stays on each multiprocessor, takes
 // an equal share of the weight's bytes whatever its shape (a tile's columns are cut where a share ends), and keeps up to eight stages of 64
 // columns on their way while tensor cores eat the first: on Hopper the copy engine fetches and its wide matrix units multiply, elsewhere the
@@ -6,14 +6,17 @@
 // order. Where shares end depends on the weight's shape and the GPU alone, so a row's sums are the same in every batch.
 //
 //   for p, r, o:  y[p, r, o] = Σ_{k in part p} x[r, k]·w[o, k]
-//   for r, k:     z[r, k] = Σ_j Σ_t a[(k + j·shiftA) mod r', t]·x[r, j·chunkWidth + t];  z[r, r' + k] = Σ_c aVec[k, c]·x[r, c]     (in slices of t)
+//   for r, o:     extra[r, o] = scale·(Σ_k b[k, t]·z[r, (k − i·shiftB) mod r'] + Σ_k bVec[k, o]·z[r, r' + k]),  o = i·chunkHeight + t
+//   where         z[r, k] = Σ_j Σ_t a[(k + j·shiftA) mod r', t]·x[r, j·chunkWidth + t];  z[r, r' + k] = Σ_c aVec[k, c]·x[r, c]
 #ifndef SHARED_LIMIT
 #define SHARED_LIMIT 232448
 #endif
+// Some is left to the kernels before and after, which so overlap with this one; a third of it would keep the memory busy.
+#define STAGE_LIMIT ((SHARED_LIMIT < 180224 ? SHARED_LIMIT : 180224) - HeaderBytes)
 
-static const int MmaThreads = 256, ShrinkThreads = 128;     // warps 0-7 multiply, 8-11 shrink; on Hopper warp 12 fetches
+static const int MmaThreads = 256, AdapterThreads = 256;    // warps 0-7 multiply, 8-15 see to adapters; on Hopper warp 16 fetches
 static const int TileRows = 128;                         // of w
-static const int HeaderBytes = 9216;                        // the shrinking warps' fold, then barriers; stages follow
+static const int HeaderBytes = 17408;                       // 2 KB for each of the adapters' warps, then barriers; stages follow
 static const int StageColumns = 64;                         // k's of a stage: 128 bytes of each row
 
 #ifndef EMULATED
@@ -24,7 +27,7 @@ DEVICE void syncMma() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 // Within 32 columns the order of k is free as long as both factors agree: each lane takes 8 neighbours of its row as two k-steps' halves.
 // A warp takes a slice of A's columns for some rows of a group, and shares nothing with other warps.
 
-static const int ShrinkTiles = 4;                           // column tiles of 8 at a time
+static const int ShrinkTiles = 2;                           // column tiles of 8 at a time
 
 // 8 values of x at chunk j, column t; those outside the chunk or the row are 0.
 DEVICE U32x4 chunkOf(const u16* x, const Lora& m, int j, int t, bool vectors) {
@@ -59,7 +62,7 @@ DEVICE void shrinkTile(float (&sum)[TILES][4], float (&vecs)[TILES][4], const Lo
         chunk[n] = c < columns ? c % m.chunksA : -1;
         rows[n] = x + (long long)(c < columns ? c / m.chunksA : 0) * xStride;
     }
-    const int Steps = TILES == 1 ? 4 : 2;                   // of 32 columns, on their way together
+    const int Steps = 2;                                    // of 32 columns, on their way together
     for (; t < end; t += 32 * Steps) {
         U32x4 a[Steps][4], v[Steps][TILES];
 #pragma unroll
@@ -124,40 +127,34 @@ DEVICE void shrinkUnit(const Lora& m, const u16* x, int xStride, int rows, int s
         }
 }
 
-// What is read soon comes to the second level cache while the weights stream: B of this site, for who finishes y, and A of the next one, whose
-// entries follow in the table. Not where it is so much that it would push itself out.
-DEVICE void prefetch(const void* from, long long bytes) {
-    const char* p = (const char*)((u64)from & ~127ull);
-    for (p += threadIdx.x % 32 * 128; p < (const char*)from + bytes; p += 32 * 128) prefetchLine(p);
+// Who has its z: counts slices, for each part and short row. Zero when a step begins.
+DEVICE void announce(u32* ready) {
+    __threadfence();
+    atomicAdd(ready, 1u);
 }
-
-static const long long PrefetchBytes = 12 << 20;            // of B or A of a site
-
-DEVICE void prefetchFactors(const Step* step, const Group* groups, const Site& site) {
-    const int next = site.kind == 1 ? 2 : site.kind == 3 ? 3 : 1, each = site.parts + next;
-    for (int item = blockIdx.x * 4 + (threadIdx.x - MmaThreads) / 32; item < step->groups * each; item += gridDim.x * 4) {
-        const int adapter = groups[item / each].adapter, part = item % each;
-        if (adapter < 0) continue;
-        const Lora& m = site.table[adapter * site.perAdapter + part];
-        if (part < site.parts) {
-            const long long shared = 2ll * m.shared * m.strideB, unshared = 2ll * m.unshared * m.chunksB * m.strideB;
-            if ((shared + unshared) * site.parts * step->groups > 2 * PrefetchBytes) continue;
-            prefetch(m.b, shared);
-            prefetch(m.bVec, unshared);
-        } else {
-            const long long shared = 2ll * m.shared * m.strideA, unshared = 2ll * m.unshared * m.chunksA * m.strideA;
-            if ((shared + unshared) * next * step->groups > PrefetchBytes) continue;
-            prefetch(m.a, shared);
-            prefetch(m.aVec, unshared);
-        }
+#ifndef EMULATED
+DEVICE void awaitSlices(const u32* ready, u32 slices) {
+    u32 there;
+    for (;;) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(ready) : "memory");
+        if (there >= slices) return;
+        __nanosleep(40);
     }
 }
+DEVICE float loadShared(const float* p) {       // another multiprocessor has just written it
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+#endif
 
-// All groups' parts of a site, dealt out to the blocks' four shrinking warps.
-DEVICE void shrink(const Step* step, const Group* groups, const Site& site, const u16* x, int xStride, float* folds) {
-    const int warp = (threadIdx.x - MmaThreads) / 32, units = step->units[site.kind], all = step->groups * site.parts * units;
+static const int ShortRows = 128;               // counters of a part
+
+// All groups' parts of a site, dealt out to the blocks' adapter warps.
+DEVICE void shrink(const Step* step, const Group* groups, const Site& site, const u16* x, int xStride, u32* ready, float* folds) {
+    const int warp = (threadIdx.x - MmaThreads) / 32, lane = threadIdx.x % 32, units = step->units[site.kind], all = step->groups * site.parts * units;
     bool waited = false;
-    for (int unit = blockIdx.x * 4 + warp; unit < all; unit += gridDim.x * 4) {
+    for (int unit = blockIdx.x * 8 + warp; unit < all; unit += gridDim.x * 8) {
         const int item = unit / units, part = item % site.parts;
         const Group group = groups[item / site.parts];
         if (group.adapter < 0) continue;
@@ -170,9 +167,66 @@ DEVICE void shrink(const Step* step, const Group* groups, const Site& site, cons
         const u16* from = x + (long long)(group.firstRow + row) * xStride;
         if (rows * m.chunksA <= 8) shrinkUnit<1>(m, from, xStride, rows, slice, z, zRow, folds + warp * 512, waited);
         else shrinkUnit<ShrinkTiles>(m, from, xStride, rows, slice, z, zRow, folds + warp * 512, waited);
+        __syncwarp();
+        if (ready && lane < rows) announce(ready + part * ShortRows + group.firstShort + row + lane);
     }
     if (!waited) awaitPrevious();
-    prefetchFactors(step, groups, site);
+}
+
+// ---- extra = scale·B(z). A warp takes 256 columns of a row, eight a lane: V neighbours t of CHUNKS chunks, so that b is read once for them.
+template <int V, int CHUNKS>
+DEVICE void expandRun(const Lora& m, const float* z, int run, int runs, int columns, float* to) {
+    const int lane = threadIdx.x % 32, across = (m.chunkHeight + V - 1) / V, items = across * ((m.chunksB + CHUNKS - 1) / CHUNKS);
+    for (int item = run * 32 + lane; item < items; item += runs * 32) {
+        const int t = item % across * V, chunk = item / across * CHUNKS;
+        float sum[CHUNKS][V] = {};
+        expand<V, CHUNKS>(m, z, t, chunk, sum);
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) {
+            const int o = (chunk + c) * m.chunkHeight + t, count = chunk + c < m.chunksB ? min(min(V, m.chunkHeight - t), columns - o) : 0;
+            if (count == V && ((u64)(to + o) & (V * 4 - 1)) == 0) {
+                if constexpr (V == 4) *(F32x4*)(to + o) = F32x4{sum[c][0], sum[c][1], sum[c][2], sum[c][3]};
+                else *(F32x2*)(to + o) = F32x2{sum[c][0], sum[c][1]};
+            } else
+                for (int v = 0; v < V; v++) if (v < count) to[o + v] = sum[c][v];
+        }
+    }
+}
+
+DEVICE void expandAll(int rowCount, const Row* rows, const Site& site, const u32* ready, float* extra, int stride, float* zs) {
+    const int warp = (threadIdx.x - MmaThreads) / 32, lane = threadIdx.x % 32;
+    const int starts[4] = {0, site.parts > 1 ? site.second : site.columns, site.parts > 2 ? site.third : site.columns, site.columns};
+    int runs[3], all = 0;
+#pragma unroll
+    for (int p = 0; p < 3; p++) all += runs[p] = p < site.parts ? (starts[p + 1] - starts[p] + 255) / 256 : 0;
+    zs += warp * 512;
+    for (int item = blockIdx.x * 8 + warp; item < rowCount * all; item += gridDim.x * 8) {
+        const Row info = rows[item / all];
+        if (info.adapter < 0) continue;
+        int run = item % all, part = 0;
+        while (run >= runs[part]) run -= runs[part++];
+        const Lora m = site.table[info.adapter * site.perAdapter + part];
+        float* to = extra + (long long)(item / all) * stride + starts[part];
+        const int columns = starts[part + 1] - starts[part], ranks = m.shared + m.unshared;
+        if (ranks == 0) {
+            for (int c = run * 256 + lane; c < min(columns, run * 256 + 256); c += 32) to[c] = 0.f;
+            continue;
+        }
+        const int slices = slicesOf(m.strideA);
+        if (lane == 0) awaitSlices(ready + part * ShortRows + info.shortIndex, slices);
+        __syncwarp();
+        const float* z = site.z + (long long)part * site.zPart + (long long)info.shortIndex * MaxSlices * site.zStride;
+        for (int k = lane; k < ranks; k += 32) {
+            float sum = loadShared(z + k);
+#pragma unroll 8
+            for (int s = 1; s < slices; s++) sum += loadShared(z + s * site.zStride + k);
+            zs[k] = sum * m.scale;
+        }
+        __syncwarp();
+        if (m.chunksB == 1) expandRun<4, 1>(m, zs, run, runs[part], columns, to);
+        else expandRun<2, 4>(m, zs, run, runs[part], columns, to);
+        __syncwarp();
+    }
 }
 
 // ---- y = x·wᵀ
@@ -416,30 +470,35 @@ DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 #define RUN_LINEAR(NT) \
-    constexpr int fit = (SHARED_LIMIT - HeaderBytes) / ((TileRows + 8 * NT) * 128), stages = fit < 8 ? fit : 8; \
+    constexpr int fit = STAGE_LIMIT / ((TileRows + 8 * NT) * 128), stages = fit < 8 ? fit : 8; \
     const Share share = shareOf(weight); \
-    u64 *full = (u64*)(memory + 8192), *empty = full + 8; \
+    u64 *full = (u64*)(memory + 16384), *empty = full + 8; \
     if (threadIdx.x == 0) { \
         for (int i = 0; i < stages; i++) { initBarrier(full + i, 1); initBarrier(empty + i, MmaThreads / 32); } \
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); \
     } \
     __syncthreads(); \
     if (threadIdx.x < MmaThreads) multiply<NT, stages>(*rowCount, share, weight, y, yPart, yStride, full, empty, memory + HeaderBytes); \
-    else if (threadIdx.x >= MmaThreads + ShrinkThreads) fetchShare<NT, stages>(share, wMap, xMap, full, empty, memory + HeaderBytes); \
-    else if (site.parts > 0) shrink(step, groups, site, x, xStride, (float*)memory); \
-    else awaitPrevious();
+    else if (threadIdx.x >= MmaThreads + AdapterThreads) fetchShare<NT, stages>(share, wMap, xMap, full, empty, memory + HeaderBytes); \
+    else if (site.parts > 0) { \
+        shrink(step, groups, site, x, xStride, ready, (float*)memory); \
+        expandAll(*rowCount, rows, site, ready, extra, yStride, (float*)memory); \
+    } else awaitPrevious();
 #else
 #define RUN_LINEAR(NT) \
-    constexpr int fit = (SHARED_LIMIT - HeaderBytes) / ((TileRows + 8 * NT) * 128); \
+    constexpr int fit = STAGE_LIMIT / ((TileRows + 8 * NT) * 128); \
     if (threadIdx.x < MmaThreads) multiply<NT, (fit < 8 ? fit : 8)>(*rowCount, shareOf(weight), weight, x, xStride, y, yPart, yStride, memory + HeaderBytes); \
-    else if (threadIdx.x < MmaThreads + ShrinkThreads && site.parts > 0) shrink(step, groups, site, x, xStride, (float*)memory); \
-    else awaitPrevious();
+    else if (threadIdx.x < MmaThreads + AdapterThreads && site.parts > 0) { \
+        shrink(step, groups, site, x, xStride, ready, (float*)memory); \
+        expandAll(*rowCount, rows, site, ready, extra, yStride, (float*)memory); \
+    } else awaitPrevious();
 #endif
 
-// rowCount: the step's rows or those of its logits, written long before this kernel begins. 416 threads; the number of blocks, and so the parts are the weight's own and do not change with the rows.
+// rowCount: the step's rows or those of its logits, written long before this kernel begins. 544 threads, of 88
+// registers each by the bound, so that others fit beside them; no more blocks than multiprocessors, for they wait for each other; their number, and so the parts, are the weight's own and do not change with the rows.
 #define LINEAR(NT) \
-    extern "C" __global__ __launch_bounds__(416, 1) void linear_##NT(const Step* step, const int* rowCount, const Group* groups, Weight weight, const u16* x, int xStride, \
-        float* y, long long yPart, int yStride, Site site, const __grid_constant__ TensorMap wMap, const __grid_constant__ TensorMap xMap) { \
+    extern "C" __global__ __launch_bounds__(736, 1) void linear_##NT(const Step* step, const int* rowCount, const Row* rows, const Group* groups, Weight weight, const u16* x, int xStride, \
+        float* y, long long yPart, int yStride, Site site, u32* ready, float* extra, const __grid_constant__ TensorMap wMap, const __grid_constant__ TensorMap xMap) { \
         DYNAMIC_SHARED(memory); \
         letNextStart(); \
         RUN_LINEAR(NT) \
@@ -447,8 +506,8 @@ DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u
 LINEAR(1) LINEAR(2) LINEAR(4) LINEAR(8) LINEAR(16)
 
 // z alone, beside a product that another library makes.
-extern "C" __global__ __launch_bounds__(MmaThreads + ShrinkThreads) void shrinkShort(const Step* step, const Group* groups, const u16* x, int xStride, Site site) {
+extern "C" __global__ __launch_bounds__(MmaThreads + AdapterThreads, 1) void shrinkShort(const Step* step, const Group* groups, const u16* x, int xStride, Site site) {
     DYNAMIC_SHARED(memory);
     letNextStart();
-    if (threadIdx.x >= MmaThreads) shrink(step, groups, site, x, xStride, (float*)memory);
+    if (threadIdx.x >= MmaThreads) shrink(step, groups, site, x, xStride, 0, (float*)memory);
 }

@@ -25,6 +25,8 @@ struct Site {
     float* z;             // [part][shortIndex][slice][zStride]
     float* whole;         // [part][row][zStride]
     int zPart, wholePart; // elements between parts
+    int second, third;    // columns of y at which the parts behind the first begin
+    int columns, reserved;// of y
 };
 
 static const int MaxSlices = 16;
@@ -37,3 +39,40 @@ DEVICE int slicesOf(int stride) { return (stride + sliceWidth(stride) - 1) / sli
 DEVICE int rowsOfUnit(int chunks) { return max(1, 32 / chunks); }
 
 DEVICE int modulo(int a, int n) { return ((a % n) + n) % n; }
+
+DEVICE void loadPairs(u32 (&w)[1], const u16* p) { w[0] = *(const u32*)p; }
+DEVICE void loadPairs(u32 (&w)[2], const u16* p) { const U32x2 v = *(const U32x2*)p; w[0] = v.x; w[1] = v.y; }
+
+// sum[c][v] += the adapter's part of column (chunk + c)·chunkHeight + t + v. t is a multiple of V; columns beyond the chunk get the pads' zeros.
+template <int V, int CHUNKS>
+DEVICE void expand(const Lora& m, const float* z, int t, int chunk, float (&sum)[CHUNKS][V]) {
+    if (m.shared > 0) {
+        int from[CHUNKS];
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) from[c] = modulo(-(chunk + c) * m.shiftB, m.shared);
+        const u16* b = m.b + t;
+#pragma unroll 7
+        for (int k = 0; k < m.shared; k++, b += m.strideB) {
+            u32 w[V / 2];
+            loadPairs(w, b);
+#pragma unroll
+            for (int c = 0; c < CHUNKS; c++) {
+                const float f = z[from[c]];
+                if (++from[c] == m.shared) from[c] = 0;
+#pragma unroll
+                for (int i = 0; i < V / 2; i++) { sum[c][2 * i] += lowOf(w[i]) * f; sum[c][2 * i + 1] += highOf(w[i]) * f; }
+            }
+        }
+    }
+    for (int k = 0; k < m.unshared; k++) {
+        const float f = z[m.shared + k];
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+            if (chunk + c < m.chunksB) {
+                u32 w[V / 2];
+                loadPairs(w, m.bVec + (long long)(k * m.chunksB + chunk + c) * m.strideB + t);
+#pragma unroll
+                for (int i = 0; i < V / 2; i++) { sum[c][2 * i] += lowOf(w[i]) * f; sum[c][2 * i + 1] += highOf(w[i]) * f; }
+            }
+    }
+}
