@@ -9,7 +9,7 @@ namespace TenantLora.Runtime.Backends.Cuda;
 internal sealed unsafe class StepArrays : IDisposable
 {
     /// <summary>Positions that one piece of a decoding row's attention covers.</summary>
-    public const int AttendPiece = 256;
+    public const int AttendPiece = 512;
 
     /// <summary>Query rows in a tile of a prompt's attention.</summary>
     public const int AttendTileRows = 128;

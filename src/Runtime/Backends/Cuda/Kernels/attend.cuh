@@ -5,7 +5,7 @@ struct Cache {
     int blockSize, kvHeads, headDim, dimStride;
 };
 
-// Positions first … end − 1 (at most 256, first a multiple of 256) for a row at `position`; the window is not yet applied.
+// Positions first … end − 1 (at most 512, first a multiple of 512) for a row at `position`; the window is not yet applied.
 // blocks: where the row's table starts. Part `part` of `parts`; a row's parts are neighbours in order.
 struct AttendItem { int row, position, first, end, blocks, part, parts, reserved; };
 

@@ -1,5 +1,5 @@
 // Attention of decoding rows: one query a row and head against keys and values that are read once, so the floor is their bytes over the memory's
-// rate. The heads that share a key's head are the rows of a tensor-core tile, so a key is read once for all of them. Work is cut at 256 positions
+// rate. The heads that share a key's head are the rows of a tensor-core tile, so a key is read once for all of them. Work is cut at 512 positions
 // (the host's items) times key heads; in a block each of four warps takes every fourth tile of 16 positions and streams its tiles
 // through a ring of its own, which runs on into the block's next piece while the present one is finished.
 // A row of several parts leaves (out, top, sum) of each in the workspace, and the block that comes last adds them in order. Which warp sees which

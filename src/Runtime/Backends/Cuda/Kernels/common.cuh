@@ -85,7 +85,7 @@ struct Step {
     int rows;             // of this step; a recorded step is launched for more, and those beyond are skipped
     int logitRows;
     int groups;           // rows with one adapter that are few: what shrinks beside a product of few rows
-    int attendItems;      // pieces of attention over at most 256 positions each, decoding rows only
+    int attendItems;      // pieces of attention over at most 512 positions each, decoding rows only
     int tiles;            // tiles of rows of a prompt, for attention
     int shrinkTiles;      // tiles of rows of a prompt, for adapters
     int units[4];         // pieces of a group's work at qkv, output, gate-up and down: the most that any adapter of the step has
