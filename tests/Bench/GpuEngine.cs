@@ -25,13 +25,13 @@ internal static class GpuEngine
 
     private static async Task Table(string model, int[] rowCounts, double seconds, string device, int prompt, int answer)
     {
-        var (directory, bytes) = BenchEngine.Folder(model);
-        using var pool = new RandomPool(bytes);
+        using var folder = new BenchFolder(model);
+        using var pool = new RandomPool(folder.PoolBytes);
         var most = rowCounts.Max();
         var begun = Stopwatch.GetTimestamp();
-        await using var engine = new BenchEngine(directory, pool, new EngineOptions
+        await using var engine = new BenchEngine(folder, pool, new EngineOptions
         {
-            ModelDirectory = directory,
+            ModelDirectory = folder.Path,
             Device = device,
             MaxSequences = most,
             CacheTokens = most * 1024,

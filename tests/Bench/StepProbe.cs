@@ -35,6 +35,9 @@ internal sealed class StepProbe(IBackend inner) : IBackend
 
     public int PreferredStepTokens => inner.PreferredStepTokens;
 
+    /// <summary>To the byte, where the engine's option counts megabytes.</summary>
+    public long? AdapterBytes { get; init; }
+
     /// <summary>Whether the steps' batches are remembered.</summary>
     public bool KeepsBatches { get; set; }
 
@@ -107,7 +110,7 @@ internal sealed class StepProbe(IBackend inner) : IBackend
 
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
 
-    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => Planned = inner.Plan(shape, wanted);
+    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => Planned = inner.Plan(shape, wanted with { AdapterBytes = AdapterBytes ?? wanted.AdapterBytes });
 
     public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape) => inner.CreateKvCache(blocks, blockSize, shape);
 
