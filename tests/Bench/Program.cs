@@ -10,6 +10,7 @@ try
         ["gpu", .. var rest] => Gpu.Run(rest),
         ["gpu-adapters", .. var rest] => await GpuAdapters.Run(rest),
         ["gpu-engine", .. var rest] => await GpuEngine.Run(rest),
+        ["host", .. var rest] => await HostShare.Run(rest),
         ["kernels", .. var rest] => CpuKernels.Run(rest),
         ["logits", .. var rest] => Logits.Run(rest),
         ["tokenize", .. var rest] => Tokenize.Run(rest),
