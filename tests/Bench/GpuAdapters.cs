@@ -41,13 +41,13 @@ internal static class GpuAdapters
             {
                 Memory(model, engine, pool, traffic.Rows * 1024);
                 Console.WriteLine($"\n{model}, {traffic.Adapters} adapters {Kinds[0].Name} by Zipf 1.0, {traffic.Rows} requests in flight, prompts of {traffic.Prompt} tokens, answers of {traffic.Answer}; {traffic.Seconds} s after {traffic.Warm} s");
-                Console.WriteLine($"{"room for",8} {"tok/s",8} {"of all",7} {"rows",5} {"step ms",8} {"p99 ms",8} {"of median",9} {"most ms",8} {"loads/s",8} {"MB/s",7} {"evictions/s",11} {"hits",7} {"first token ms",15} {"p99",6}");
+                Console.WriteLine($"{"room for",8} {"tok/s",8} {"of all",7} {"rows",5} {"step ms",8} {"p99 ms",8} {"of median",9} {"most ms",8} {"decode ms",9} {"prompts",8} {"host µs",8} {"p99",6} {"loads/s",8} {"MB/s",7} {"evictions/s",11} {"hits",7} {"first token ms",15} {"p99",6}");
             }
             var filled = await traffic.Fill(engine, digests[..Math.Min(places, traffic.Adapters)]);
             var r = await traffic.Flow(engine, digests);
             all ??= r;
             Console.WriteLine(string.Create(CultureInfo.InvariantCulture,
-                $"{places,8} {r.Rate,8:f0} {r.Rate / all.Rate,7:p1} {r.Rows,5:f1} {r.Median,8:f2} {r.Late,8:f2} {r.Late / r.Median,9:f2} {r.Most,8:f1} {r.Loads,8:f1} {r.Bytes / 1e6,7:f0} {r.Evictions,11:f1} {r.Hits,7:p1} {r.FirstToken,15:f0} {r.LateFirstToken,6:f0}  started in {started:f1} s, {engine.Engine.Status.AdaptersOnDevice} adapters; the first in {filled:f1} s"));
+                $"{places,8} {r.Rate,8:f0} {r.Rate / all.Rate,7:p1} {r.Rows,5:f1} {r.Median,8:f2} {r.Late,8:f2} {r.Late / r.Median,9:f2} {r.Most,8:f1} {r.Decode,9:f2} {r.WithPrompts,8:p0} {r.Host,8:f0} {r.LateHost,6:f0} {r.Loads,8:f1} {r.Bytes / 1e6,7:f0} {r.Evictions,11:f1} {r.Hits,7:p1} {r.FirstToken,15:f0} {r.LateFirstToken,6:f0}  started in {started:f1} s, {engine.Engine.Status.AdaptersOnDevice} adapters; the first in {filled:f1} s"));
         }
         return 0;
     }
@@ -87,9 +87,12 @@ internal static class GpuAdapters
     /// <param name="Rate">Tokens a second.</param>
     /// <param name="Rows">Of a step, on average.</param>
     /// <param name="Median">Of the steps' times, in ms like their p99 and the longest.</param>
+    /// <param name="Decode">Median of the steps that read no prompt.</param>
+    /// <param name="WithPrompts">Share of those that do.</param>
+    /// <param name="Host">What the engine itself needs for a step, in µs.</param>
     /// <param name="Loads">A second, as are bytes and evictions.</param>
     /// <param name="Hits">Share of the requests that found their adapter on the device.</param>
-    private sealed record Result(double Rate, double Rows, double Median, double Late, double Most, double Loads, double Bytes, double Evictions, double Hits, double FirstToken, double LateFirstToken);
+    private sealed record Result(double Rate, double Rows, double Median, double Late, double Most, double Decode, double WithPrompts, double Host, double LateHost, double Loads, double Bytes, double Evictions, double Hits, double FirstToken, double LateFirstToken);
 
     private sealed record Traffic(int Adapters, int Rows, int Prompt, int Answer, int Warm, int Seconds)
     {
@@ -152,12 +155,15 @@ internal static class GpuAdapters
             }
 
             var seen = requests.Where(r => r.Arrived >= from).ToArray();
-            double Milliseconds(double share) => steps.Select(s => s.Time).Order().ElementAt((int)(share * (steps.Count - 1))) * 1e3 / Stopwatch.Frequency;
-            double FirstToken(double share) => seen.Select(s => s.FirstToken).Order().ElementAt((int)(share * (seen.Length - 1)));
+            var decodes = steps.Where(s => s.Rows == s.Draws).ToList();
+            static double At(IEnumerable<double> values, double share) => values.Order().ToArray() is { Length: > 0 } all ? all[(int)(share * (all.Length - 1))] : double.NaN;
+            static double Milliseconds(List<ProbedStep> of, Func<ProbedStep, long> what, double share) => At(of.Select(s => what(s) * 1e3 / Stopwatch.Frequency), share);
+            double Step(double share) => Milliseconds(steps, s => s.Time, share);
             var loads = (after.AdapterLoads - before.AdapterLoads) / seconds;
-            return new Result(counted / seconds, steps.Average(s => s.Draws), Milliseconds(0.5), Milliseconds(0.99), Milliseconds(1), loads,
+            return new Result(counted / seconds, steps.Average(s => s.Draws), Step(0.5), Step(0.99), Step(1),
+                Milliseconds(decodes, s => s.Time, 0.5), 1 - (decodes.Count / (double)steps.Count), Milliseconds(steps, s => s.Host, 0.5) * 1e3, Milliseconds(steps, s => s.Host, 0.99) * 1e3, loads,
                 loads * after.AdapterBytes / Math.Max(after.AdaptersOnDevice, 1), (after.AdapterEvictions - before.AdapterEvictions) / seconds,
-                seen.Count(s => s.Hit) / (double)seen.Length, FirstToken(0.5), FirstToken(0.99));
+                seen.Count(s => s.Hit) / (double)seen.Length, At(seen.Select(s => s.FirstToken), 0.5), At(seen.Select(s => s.FirstToken), 0.99));
         }
     }
 
