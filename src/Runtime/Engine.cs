@@ -32,7 +32,7 @@ public sealed partial class Engine : IRuntime
     private readonly EngineOptions options;
     private readonly ILogger log;
     private readonly ModelConfig config;
-    private readonly WeightFiles files;
+    private readonly WeightFiles? files;                               // none where the weights are the caller's
     private readonly IBackend backend;
     private readonly ModelWeights weights;
     private readonly KvCache cache;
@@ -54,7 +54,7 @@ public sealed partial class Engine : IRuntime
     private int waiting;
     private volatile EngineStatus status;
 
-    private Engine(EngineOptions options, ILoggerFactory? loggers, Func<IBackend> open)
+    private Engine(EngineOptions options, ILoggerFactory? loggers, Func<IBackend> open, TensorSource? source)
     {
         this.options = options;
         log = (loggers ?? NullLoggerFactory.Instance).CreateLogger<Engine>();
@@ -65,12 +65,12 @@ public sealed partial class Engine : IRuntime
         if (tokenizer.Size > config.VocabSize)
             throw new ModelFileException(Path.Combine(directory, "tokenizer.json"), "vocabulary", $"at most config.json's vocab_size of {config.VocabSize} tokens", tokenizer.Size.ToString(CultureInfo.InvariantCulture));
         endTokens = (tokenizer.Eos is { } end ? config.EosTokenIds.Append(end) : config.EosTokenIds).ToFrozenSet();
-        files = WeightFiles.Open(directory);
+        files = source is null ? WeightFiles.Open(directory) : null;
 
         try
         {
             backend = open();
-            weights = ModelWeights.Load(config, files.Get, backend);
+            weights = ModelWeights.Load(config, source ?? files!.Get, backend);
             var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
             var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
             var shape = config.ToAttentionShape();
@@ -87,7 +87,7 @@ public sealed partial class Engine : IRuntime
 
             var context = (int)Math.Min(longest, (long)plan.Blocks * options.BlockSize);
             Info = new EngineInfo(options.ModelName ?? Path.GetFileName(Path.TrimEndingDirectorySeparator(Path.GetFullPath(directory))),
-                config.Family.ToString().ToLowerInvariant(), files.Parameters, context, backend.Name, files.Digest);
+                config.Family.ToString().ToLowerInvariant(), files?.Parameters ?? 0, context, backend.Name, files?.Digest ?? "");
             thread = new Thread(Loop) { Name = "TenantLora engine", IsBackground = true };
             thread.Start();
         }
@@ -95,7 +95,7 @@ public sealed partial class Engine : IRuntime
         {
             residency?.Dispose();
             backend?.Dispose();
-            files.Dispose();
+            files?.Dispose();
             if (error is OutOfDeviceMemoryException) throw new DeviceUnavailableException($"Device: {backend?.Name}: {error.Message}", error);
             throw;
         }
@@ -113,8 +113,8 @@ public sealed partial class Engine : IRuntime
         return Start(options, () => Devices.Open(options.Device, options.Threads, options.MaxAdapterRank, options.MaxSequences, stepRows, log), loggers);
     }
 
-    /// <summary>On a backend of the caller's choice, which the engine owns.</summary>
-    internal static Engine Start(EngineOptions options, Func<IBackend> open, ILoggerFactory? loggers = null) => new(options, loggers, open);
+    /// <summary>On a backend of the caller's choice, which the engine owns, and with weights of the caller's in the place of the folder's, if given.</summary>
+    internal static Engine Start(EngineOptions options, Func<IBackend> open, ILoggerFactory? loggers = null, TensorSource? source = null) => new(options, loggers, open, source);
 
     /// <summary>What is served and on what.</summary>
     public EngineInfo Info { get; }
@@ -156,6 +156,9 @@ public sealed partial class Engine : IRuntime
         return adapter is null ? throw new AdapterRefusedException(directory, report) : adapters.Add(adapter);
     }
 
+    /// <summary>Of the caller's making, checked and named by the caller; the engine owns it.</summary>
+    internal AdapterInfo AddAdapter(Adapter adapter) => adapters.Add(adapter);
+
     /// <summary>Also refuses one that would not fit the device's room for adapters were it the only one.</summary>
     private (AdapterReport, Adapter?) ReadAdapter(string directory)
     {
@@ -192,7 +195,7 @@ public sealed partial class Engine : IRuntime
         cache.Dispose();
         weights.Dispose();
         backend.Dispose();
-        files.Dispose();
+        files?.Dispose();
     }
 
     // On the caller's thread: request -> tokens -> arrivals; outputs -> text.

@@ -8,6 +8,9 @@ try
     {
         ["decode", .. var rest] => Decode.Run(rest),
         ["gpu", .. var rest] => Gpu.Run(rest),
+        ["gpu-adapters", .. var rest] => await GpuAdapters.Run(rest),
+        ["gpu-engine", .. var rest] => await GpuEngine.Run(rest),
+        ["host", .. var rest] => await HostShare.Run(rest),
         ["kernels", .. var rest] => CpuKernels.Run(rest),
         ["logits", .. var rest] => Logits.Run(rest),
         ["tokenize", .. var rest] => Tokenize.Run(rest),
