@@ -31,7 +31,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
         this.device = device;
         device.Enter();
         var target = string.Create(CultureInfo.InvariantCulture, $"sm_{device.Capability.Major}{device.Capability.Minor}{(device.IsHopper ? "a" : "")}");
-        string[] options = ["-std=c++17", $"--gpu-architecture={target}", $"-DSHARED_LIMIT={device.SharedBytes}", "-default-device"];
+        string[] options = ["-std=c++17", $"--gpu-architecture={target}", $"-DSHARED_LIMIT={device.SharedBytes}", "-default-device", "--diag-suppress=177"];
         var images = new byte[Files.Length][];
         Parallel.For(0, Files.Length, i => images[i] = Image(Files[i].Name, Files[i].Parts, options));
         modules = new nint[Files.Length];

@@ -494,10 +494,10 @@ DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u
     } else awaitPrevious();
 #endif
 
-// rowCount: the step's rows or those of its logits, written long before this kernel begins. 544 threads, of 88
+// rowCount: the step's rows or those of its logits, written long before this kernel begins. 544 threads, of 96
 // registers each by the bound, so that others fit beside them; no more blocks than multiprocessors, for they wait for each other; their number, and so the parts, are the weight's own and do not change with the rows.
 #define LINEAR(NT) \
-    extern "C" __global__ __launch_bounds__(736, 1) void linear_##NT(const Step* step, const int* rowCount, const Row* rows, const Group* groups, Weight weight, const u16* x, int xStride, \
+    extern "C" __global__ __launch_bounds__(640, 1) void linear_##NT(const Step* step, const int* rowCount, const Row* rows, const Group* groups, Weight weight, const u16* x, int xStride, \
         float* y, long long yPart, int yStride, Site site, u32* ready, float* extra, const __grid_constant__ TensorMap wMap, const __grid_constant__ TensorMap xMap) { \
         DYNAMIC_SHARED(memory); \
         letNextStart(); \
