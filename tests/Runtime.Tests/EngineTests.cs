@@ -1,7 +1,9 @@
 using System.Text;
 using System.Text.Json;
+using TenantLora.Runtime.Adapters;
 using TenantLora.Runtime.Backends;
 using TenantLora.Runtime.Backends.Cpu;
+using TenantLora.Runtime.Models;
 using TenantLora.Runtime.Tests.Backends;
 using TenantLora.Tests;
 
@@ -335,6 +337,27 @@ public abstract class EngineTests
 
         Assert.Equal(ErrorCodes.ShuttingDown, (await Assert.ThrowsAsync<TenantLoraException>(() => stream)).Code);
         Assert.Equal(ErrorCodes.ShuttingDown, (await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello")))).Code);
+    }
+
+    [Fact]
+    public async Task Weights_and_adapters_may_come_from_memory()
+    {
+        var directory = Directory.CreateTempSubdirectory("no-weights-").FullName;
+        foreach (var name in new[] { "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json" })
+            File.Copy(Repo.Path("models", "demo-7m", name), Path.Combine(directory, name));
+        using var files = WeightFiles.Open(Repo.Path("models", "demo-7m"));
+        var golden = Goldens.First(g => g.Adapter == "harbor");
+
+        await using (var engine = Engine.Start(new EngineOptions { ModelDirectory = directory }, Open, source: files.Get))
+        {
+            var (_, adapter) = AdapterFile.Read(Repo.Path("adapters", "harbor"), ModelConfig.Load(directory), 256);
+            var info = engine.AddAdapter(adapter!);
+
+            Assert.Equal(golden.Greedy, (await Read(engine, Ask(golden.Prompt, info.Digest))).Text);
+            Assert.Equal(0, engine.Info.Parameters);
+            await Quiet(engine);
+        }
+        Directory.Delete(directory, recursive: true);
     }
 
     [Fact]
