@@ -28,6 +28,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
         this.layers = layers;
         pool = device.Allocate(bytes);
         Table = device.Allocate(TableBytes(layers));
+        Driver.Check(Driver.cuMemsetD8Async(Table, 0, (nuint)TableBytes(layers), device.LoadStream), "cuMemsetD8");
         free.Add(0, bytes);
     }
 
@@ -38,7 +39,8 @@ internal sealed unsafe class CudaAdapters : IDisposable
     /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
     public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
-    public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
+    /// <summary>Three entries more than there are: the last site looks for a next one, and finds nothing.</summary>
+    public static long TableBytes(int layers) => (((long)Most * layers * 7) + 3) * sizeof(LoraEntry);
 
     /// <summary>bf16, rows padded to 16 bytes.</summary>
     public static long SizeOf(LoraModules modules) => modules.All.Sum(m =>
@@ -123,8 +125,8 @@ internal sealed unsafe class CudaAdapters : IDisposable
                 table[(layer * 7) + (int)projection] = new LoraEntry
                 {
                     A = Place(to => Rows(m.A, r, m.ChunkWidth, width, (ushort*)to), (long)r * width),
-                    B = Place(to => Transposed(m.B, r, m.ChunkHeight, height, (ushort*)to), (long)r * height),
                     AVec = Place(to => Chunks(m.AVec, u, m.ChunksA, m.ChunkWidth, width, (ushort*)to), (long)u * m.ChunksA * width),
+                    B = Place(to => Transposed(m.B, r, m.ChunkHeight, height, (ushort*)to), (long)r * height),
                     BVec = Place(to => Chunks(m.BVec, u, m.ChunksB, m.ChunkHeight, height, (ushort*)to), (long)u * m.ChunksB * height),
                     Shared = r,
                     Unshared = u,
