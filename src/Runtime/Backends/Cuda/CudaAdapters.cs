@@ -28,7 +28,6 @@ internal sealed unsafe class CudaAdapters : IDisposable
         this.layers = layers;
         pool = device.Allocate(bytes);
         Table = device.Allocate(TableBytes(layers));
-        Driver.Check(Driver.cuMemsetD8Async(Table, 0, (nuint)TableBytes(layers), device.LoadStream), "cuMemsetD8");
         free.Add(0, bytes);
     }
 
@@ -39,8 +38,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
     /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
     public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
-    /// <summary>Three entries more than there are: the last site looks for a next one, and finds nothing.</summary>
-    public static long TableBytes(int layers) => (((long)Most * layers * 7) + 3) * sizeof(LoraEntry);
+    public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
 
     /// <summary>bf16, rows padded to 16 bytes.</summary>
     public static long SizeOf(LoraModules modules) => modules.All.Sum(m =>
@@ -163,9 +161,11 @@ internal sealed unsafe class CudaAdapters : IDisposable
         new Span<ushort>(to, rows * stride).Clear();
         if (from.Type == DType.BF16)
         {
+            // A few cache lines of each row at a time; long strides would miss on every value.
             var source = (ushort*)from.Data;
-            for (var t = 0; t < cols; t++)
-                for (var k = 0; k < rows; k++) to[((long)k * stride) + t] = source[((long)t * rows) + k];
+            for (var first = 0; first < cols; first += 64)
+                for (var k = 0; k < rows; k++)
+                    for (var t = first; t < Math.Min(cols, first + 64); t++) to[((long)k * stride) + t] = source[((long)t * rows) + k];
             return;
         }
         for (var t = 0; t < cols; t++)

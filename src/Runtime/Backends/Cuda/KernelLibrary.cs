@@ -10,16 +10,17 @@ namespace TenantLora.Runtime.Backends.Cuda;
 /// </summary>
 internal sealed unsafe class KernelLibrary : IDisposable
 {
-    private static readonly (string Name, string[] Parts)[] Files =
+    /// <summary>What each file starts from, and how its kernels' names begin.</summary>
+    private static readonly (string Name, string[] Parts, string[] Kernels)[] Files =
     [
-        ("linear", ["common.cuh", "lora.cuh", "linear.cu"]),
-        ("finish", ["common.cuh", "lora.cuh", "finish.cu"]),
-        ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"]),
-        ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"]),
-        ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"]),
-        ("draw", ["common.cuh", "draw.cu"]),
-        ("embed", ["common.cuh", "embed.cu"]),
-        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"]),
+        ("linear", ["common.cuh", "lora.cuh", "linear.cu"], ["linear_", "shrinkShort"]),
+        ("finish", ["common.cuh", "lora.cuh", "finish.cu"], ["addNorm", "ropeStore", "swiGlu", "finish"]),
+        ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"], ["attendAny"]),
+        ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"], ["attendDecode"]),
+        ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"], ["attendPrefill"]),
+        ("draw", ["common.cuh", "draw.cu"], ["draw"]),
+        ("embed", ["common.cuh", "embed.cu"], ["embed", "takeRows"]),
+        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"], ["shrinkLong"]),
     ];
 
     private readonly CudaDevice device;
@@ -44,9 +45,11 @@ internal sealed unsafe class KernelLibrary : IDisposable
     {
         if (functions.TryGetValue(name, out var known) && known.SharedBytes >= sharedBytes) return known.Function;
         var function = known.Function;
-        foreach (var module in modules)
-            if (function != 0 || Driver.cuModuleGetFunction(out function, module, name) == Driver.Success) break;
-        if (function == 0) throw new CudaException("cuModuleGetFunction", $"no kernel {name}");
+        if (function == 0)
+        {
+            var file = Array.FindIndex(Files, f => Array.Exists(f.Kernels, k => name.StartsWith(k, StringComparison.Ordinal)));
+            Driver.Check(Driver.cuModuleGetFunction(out function, modules[file], name), $"kernel {name}");
+        }
         if (sharedBytes > 48 << 10)
         {
             Driver.Check(Driver.cuFuncSetAttribute(function, 8, sharedBytes), $"shared memory of {name}");

@@ -150,25 +150,6 @@ DEVICE float loadShared(const float* p) {       // another multiprocessor has ju
 
 static const int ShortRows = 128;               // counters of a part
 
-// What is wanted soon comes to the second level cache in long runs while weights stream: B of this site before anything is awaited, A of the next,
-// whose entries follow in the table. Not where it is so much that it would push itself out.
-static const long long PrefetchBytes = 24 << 20;
-
-DEVICE void prefetchFactors(const Step* step, const Group* groups, const Site& site, bool next) {
-#if __CUDA_ARCH__ >= 900 && !defined(EMULATED)
-    const int parts = !next ? site.parts : site.kind == 1 ? 2 : site.kind == 3 ? 3 : 1;
-    for (int item = (threadIdx.x - MmaThreads) * gridDim.x + blockIdx.x; item < step->groups * parts; item += gridDim.x * AdapterThreads) {
-        const int adapter = groups[item / parts].adapter;
-        if (adapter < 0) continue;
-        const Lora& m = site.table[adapter * site.perAdapter + item % parts + (next ? site.parts : 0)];
-        // A and A_vec lie side by side, and so do B and B_vec.
-        const u16* from = next ? m.shared > 0 ? m.a : m.aVec : m.shared > 0 ? m.b : m.bVec;
-        const long long bytes = 2ll * (next ? (m.shared + m.unshared * m.chunksA) * m.strideA : (m.shared + m.unshared * m.chunksB) * m.strideB);
-        if (bytes > 0 && bytes * parts * step->groups <= PrefetchBytes) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(from), "r"((u32)bytes) : "memory");
-    }
-#endif
-}
-
 // All groups' parts of a site, dealt out to the blocks' adapter warps.
 DEVICE void shrink(const Step* step, const Group* groups, const Site& site, const u16* x, int xStride, u32* ready, float* folds) {
     const int warp = (threadIdx.x - MmaThreads) / 32, lane = threadIdx.x % 32, units = step->units[site.kind], all = step->groups * site.parts * units;
@@ -219,43 +200,32 @@ DEVICE void expandAll(int rowCount, const Row* rows, const Site& site, const u32
 #pragma unroll
     for (int p = 0; p < 3; p++) all += runs[p] = p < site.parts ? (starts[p + 1] - starts[p] + 255) / 256 : 0;
     zs += warp * 512;
-    // Neighbouring runs go to one warp: what they share it looks up once.
-    const long long total = (long long)rowCount * all, place = blockIdx.x * 8 + warp, places = gridDim.x * 8;
-    int row = -1, part = -1, adapter = -1, ranks = 0;
-    Lora m;
-    for (int item = (int)(place * total / places), end = (int)((place + 1) * total / places); item < end; item++) {
-        int run = item % all, at = 0;
-        while (run >= runs[at]) run -= runs[at++];
-        if (item / all != row || at != part) {
-            row = item / all;
-            part = at;
-            const Row info = rows[row];
-            adapter = info.adapter;
-            if (adapter >= 0) {
-                m = site.table[adapter * site.perAdapter + part];
-                ranks = m.shared + m.unshared;
-                if (ranks > 0) {
-                    const int slices = slicesOf(m.strideA);
-                    __syncwarp();
-                    if (lane == 0) awaitSlices(ready + part * ShortRows + info.shortIndex, slices);
-                    __syncwarp();
-                    const float* z = site.z + (long long)part * site.zPart + (long long)info.shortIndex * MaxSlices * site.zStride;
-                    for (int k = lane; k < ranks; k += 32) {
-                        float sum = loadShared(z + k);
-#pragma unroll 8
-                        for (int s = 1; s < slices; s++) sum += loadShared(z + s * site.zStride + k);
-                        zs[k] = sum * m.scale;
-                    }
-                    __syncwarp();
-                }
-            }
+    for (int item = blockIdx.x * 8 + warp; item < rowCount * all; item += gridDim.x * 8) {
+        const Row info = rows[item / all];
+        if (info.adapter < 0) continue;
+        int run = item % all, part = 0;
+        while (run >= runs[part]) run -= runs[part++];
+        const Lora m = site.table[info.adapter * site.perAdapter + part];
+        float* to = extra + (long long)(item / all) * stride + starts[part];
+        const int columns = starts[part + 1] - starts[part], ranks = m.shared + m.unshared;
+        if (ranks == 0) {
+            for (int c = run * 256 + lane; c < min(columns, run * 256 + 256); c += 32) to[c] = 0.f;
+            continue;
         }
-        if (adapter < 0) continue;
-        const int columns = starts[part + 1] - starts[part];
-        float* to = extra + (long long)row * stride + starts[part];
-        if (ranks == 0) for (int c = run * 256 + lane; c < min(columns, run * 256 + 256); c += 32) to[c] = 0.f;
-        else if (m.chunksB == 1) expandRun<4, 1>(m, zs, run, runs[part], columns, to);
+        const int slices = slicesOf(m.strideA);
+        if (lane == 0) awaitSlices(ready + part * ShortRows + info.shortIndex, slices);
+        __syncwarp();
+        const float* z = site.z + (long long)part * site.zPart + (long long)info.shortIndex * MaxSlices * site.zStride;
+        for (int k = lane; k < ranks; k += 32) {
+            float sum = loadShared(z + k);
+#pragma unroll 8
+            for (int s = 1; s < slices; s++) sum += loadShared(z + s * site.zStride + k);
+            zs[k] = sum * m.scale;
+        }
+        __syncwarp();
+        if (m.chunksB == 1) expandRun<4, 1>(m, zs, run, runs[part], columns, to);
         else expandRun<2, 4>(m, zs, run, runs[part], columns, to);
+        __syncwarp();
     }
 }
 
@@ -511,9 +481,7 @@ DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u
     if (threadIdx.x < MmaThreads) multiply<NT, stages>(*rowCount, share, weight, y, yPart, yStride, full, empty, memory + HeaderBytes); \
     else if (threadIdx.x >= MmaThreads + AdapterThreads) fetchShare<NT, stages>(share, wMap, xMap, full, empty, memory + HeaderBytes); \
     else if (site.parts > 0) { \
-        prefetchFactors(step, groups, site, false); \
         shrink(step, groups, site, x, xStride, ready, (float*)memory); \
-        prefetchFactors(step, groups, site, true); \
         expandAll(*rowCount, rows, site, ready, extra, yStride, (float*)memory); \
     } else awaitPrevious();
 #else
@@ -521,9 +489,7 @@ DEVICE void multiply(int rows, const Share& share, const Weight& weight, const u
     constexpr int fit = STAGE_LIMIT / ((TileRows + 8 * NT) * 128); \
     if (threadIdx.x < MmaThreads) multiply<NT, (fit < 8 ? fit : 8)>(*rowCount, shareOf(weight), weight, x, xStride, y, yPart, yStride, memory + HeaderBytes); \
     else if (threadIdx.x < MmaThreads + AdapterThreads && site.parts > 0) { \
-        prefetchFactors(step, groups, site, false); \
         shrink(step, groups, site, x, xStride, ready, (float*)memory); \
-        prefetchFactors(step, groups, site, true); \
         expandAll(*rowCount, rows, site, ready, extra, yStride, (float*)memory); \
     } else awaitPrevious();
 #endif

@@ -51,7 +51,7 @@ DEVICE void expand(const Lora& m, const float* z, int t, int chunk, float (&sum)
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) from[c] = modulo(-(chunk + c) * m.shiftB, m.shared);
         const u16* b = m.b + t;
-#pragma unroll 8
+#pragma unroll 7
         for (int k = 0; k < m.shared; k++, b += m.strideB) {
             u32 w[V / 2];
             loadPairs(w, b);
