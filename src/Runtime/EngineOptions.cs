@@ -44,7 +44,7 @@ public sealed record EngineOptions
     /// <summary>Highest adapter rank accepted; a GPU serves up to 512.</summary>
     public int MaxAdapterRank { get; init; } = 256;
 
-    /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen</c>; null: read from the template's text.</summary>
+    /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen2</c>, <c>qwen3</c>…, an unknown one is refused with the list; null: read from the template's text.</summary>
     public string? ChatTemplate { get; init; }
 
     /// <exception cref="ArgumentException">Names every option that is out of range.</exception>
