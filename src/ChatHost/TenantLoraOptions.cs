@@ -14,7 +14,9 @@ internal sealed class TenantLoraOptions
     /// <summary>The name callers use for the base model; null: the folder's name.</summary>
     public string? ModelName { get; set; }
 
-    /// <summary><c>auto</c>, <c>cpu</c>, <c>cuda</c> or <c>cuda:N</c>; the engine checks it.</summary>
+    // From here to ChatTemplate the engine's options of the same names, where they are explained: see EngineOptions, which also checks their upper limits.
+
+    /// <summary><c>auto</c>, <c>cpu</c>, <c>cuda</c> or <c>cuda:N</c>.</summary>
     public string Device { get; set; } = "auto";
 
     public int Threads { get; set; }
@@ -100,7 +102,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
         AtLeast(nameof(o.StepTokens), o.StepTokens, 0);
         AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);
-        AtLeast(nameof(o.MaxQueued), o.MaxQueued, 0);
+        AtLeast(nameof(o.MaxQueued), o.MaxQueued, 1);
         AtLeast(nameof(o.MaxAdapterRank), o.MaxAdapterRank, 1);
         AtLeast(nameof(o.MaxConcurrentPerTenant), o.MaxConcurrentPerTenant, 1);
         AtLeast(nameof(o.DrainSeconds), o.DrainSeconds, 0);

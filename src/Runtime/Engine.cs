@@ -70,7 +70,7 @@ public sealed partial class Engine : IRuntime
         try
         {
             backend = open();
-            weights = ModelWeights.Load(config, source ?? files!.Get, backend);
+            weights = LoadWeights(source);
             var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
             var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;
             var shape = config.ToAttentionShape();
@@ -115,6 +115,15 @@ public sealed partial class Engine : IRuntime
 
     /// <summary>On a backend of the caller's choice, which the engine owns, and with weights of the caller's in the place of the folder's, if given.</summary>
     internal static Engine Start(EngineOptions options, Func<IBackend> open, ILoggerFactory? loggers = null, TensorSource? source = null) => new(options, loggers, open, source);
+
+    /// <summary>The caller's own, or those of the files, which may take long enough to be worth a word on the way.</summary>
+    private ModelWeights LoadWeights(TensorSource? source)
+    {
+        if (files is null) return ModelWeights.Load(config, source!, backend);
+        var total = files.Bytes;
+        var progress = new UploadProgress(total, TimeProvider.System, percent => Uploaded(log, percent, total / 1e9));
+        return ModelWeights.Load(config, files.Get, backend, progress.At);
+    }
 
     /// <summary>What is served and on what.</summary>
     public EngineInfo Info { get; }
@@ -457,6 +466,9 @@ public sealed partial class Engine : IRuntime
 
     private string Fingerprint(string? adapter) =>
         "fp_" + Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{Info.BaseDigest}+{adapter}")).AsSpan(0, 8));
+
+    [LoggerMessage(Level = LogLevel.Information, Message = "Weights: {Percent} % of {Gigabytes:F1} GB on the device.")]
+    private static partial void Uploaded(ILogger logger, int percent, double gigabytes);
 
     [LoggerMessage(Level = LogLevel.Information, Message = "Running on {Device}: {Plan}.")]
     private static partial void Planned(ILogger logger, string device, string plan);

@@ -11,7 +11,7 @@ public sealed record EngineOptions
     /// <summary>The name callers use for the base model; null: the folder's name.</summary>
     public string? ModelName { get; init; }
 
-    /// <summary><c>auto</c> (a usable GPU, otherwise the Cpu), <c>cpu</c>, <c>cuda</c> or <c>cuda:N</c>.</summary>
+    /// <summary><c>auto</c> (the first usable GPU, otherwise the Cpu), <c>cpu</c>, <c>cuda</c> (the first GPU) or <c>cuda:N</c>; a GPU asked for by name that cannot be used stops the start.</summary>
     public string Device { get; init; } = "auto";
 
     /// <summary>Threads of the Cpu backend; 0: one a core.</summary>
@@ -20,7 +20,7 @@ public sealed record EngineOptions
     /// <summary>KV positions in one block.</summary>
     public int BlockSize { get; init; } = 16;
 
-    /// <summary>KV positions in the whole pool, shared by all sequences; 0: what suits the device, on the Cpu eight full contexts within a quarter of the memory.</summary>
+    /// <summary>KV positions in the whole pool, shared by all sequences; 0: what suits the device, on a GPU what weights, adapters and steps leave, on the Cpu eight full contexts within a quarter of the memory.</summary>
     public int CacheTokens { get; init; }
 
     /// <summary>Device memory for adapters, in MiB; 0: what suits the device, on a GPU a fifth of what the weights leave, on the Cpu no limit.</summary>
@@ -31,7 +31,7 @@ public sealed record EngineOptions
 
     /// <summary>
     /// Prompt tokens read in one step at most, beside one row for each sequence that decodes: fewer make steps even, more read long
-    /// prompts sooner. 0: what suits the device, 64 on the Cpu, where more rows gain little.
+    /// prompts sooner. 0: what suits the device, 2048 on a GPU, 64 on the Cpu, where more rows gain little.
     /// </summary>
     public int StepTokens { get; init; }
 
@@ -41,10 +41,10 @@ public sealed record EngineOptions
     /// <summary>Requests that may wait; one more is refused with <see cref="ErrorCodes.QueueFull"/>.</summary>
     public int MaxQueued { get; init; } = 1024;
 
-    /// <summary>Highest adapter rank accepted.</summary>
+    /// <summary>Highest adapter rank accepted; a GPU serves up to 512.</summary>
     public int MaxAdapterRank { get; init; } = 256;
 
-    /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen</c>; null: read from the template's text.</summary>
+    /// <summary>Overrides the chat template's family: <c>chatml</c>, <c>llama3</c>, <c>mistral</c>, <c>qwen2</c>, <c>qwen3</c>…, an unknown one is refused with the list; null: read from the template's text.</summary>
     public string? ChatTemplate { get; init; }
 
     /// <exception cref="ArgumentException">Names every option that is out of range.</exception>

@@ -22,21 +22,29 @@ internal sealed record LayerWeights(
 /// <summary>The base model on a device, named as in Hugging Face's Llama, Mistral, Qwen2 and Qwen3 files.</summary>
 internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layers, DeviceTensor FinalNorm, DeviceTensor Head) : IDisposable
 {
-    public static ModelWeights Load(ModelConfig config, TensorSource source, IBackend backend)
+    /// <param name="uploaded">Told after each layer, and at the end, how many of the source's bytes the backend has been given so far.</param>
+    public static ModelWeights Load(ModelConfig config, TensorSource source, IBackend backend, Action<long>? uploaded = null)
     {
+        var bytes = 0L;
+        HostTensor Take(string name, int rows, int cols)
+        {
+            var tensor = source(name, rows, cols);
+            bytes += tensor.Bytes;
+            return tensor;
+        }
         var (hidden, inner) = (config.HiddenSize, config.IntermediateSize);
         var (q, kv) = (config.Heads * config.HeadDim, config.KvHeads * config.HeadDim);
 
-        var embedding = backend.Upload(source("model.embed_tokens.weight", config.VocabSize, hidden));
+        var embedding = backend.Upload(Take("model.embed_tokens.weight", config.VocabSize, hidden));
         var layers = new LayerWeights[config.Layers];
         for (var i = 0; i < layers.Length; i++)
         {
             var prefix = $"model.layers.{i}.";
-            DeviceTensor Vector(string name, int length) => backend.Upload(source(prefix + name, 1, length));
+            DeviceTensor Vector(string name, int length) => backend.Upload(Take(prefix + name, 1, length));
             DeviceTensor Matrix(params (string Name, int Rows, int Cols)[] parts) =>
-                backend.Upload(OfOneType([.. parts.Select(p => source($"{prefix}{p.Name}.weight", p.Rows, p.Cols))]));
+                backend.Upload(OfOneType([.. parts.Select(p => Take($"{prefix}{p.Name}.weight", p.Rows, p.Cols))]));
             DeviceTensor Bias(params (string Name, int Rows)[] parts) =>
-                backend.Upload(OfOneType([.. parts.Select(p => source($"{prefix}{p.Name}.bias", 1, p.Rows))]));
+                backend.Upload(OfOneType([.. parts.Select(p => Take($"{prefix}{p.Name}.bias", 1, p.Rows))]));
 
             layers[i] = new LayerWeights(
                 InputNorm: Vector("input_layernorm.weight", hidden),
@@ -52,12 +60,12 @@ internal sealed record ModelWeights(DeviceTensor Embedding, LayerWeights[] Layer
                 GateUpBias: config.MlpBias ? Bias(("mlp.gate_proj", inner), ("mlp.up_proj", inner)) : null,
                 Down: Matrix(("mlp.down_proj", hidden, inner)),
                 DownBias: config.MlpBias ? Bias(("mlp.down_proj", hidden)) : null);
+            uploaded?.Invoke(bytes);
         }
-        return new ModelWeights(
-            embedding,
-            layers,
-            FinalNorm: backend.Upload(source("model.norm.weight", 1, hidden)),
-            Head: config.TieEmbeddings ? embedding : backend.Upload(source("lm_head.weight", config.VocabSize, hidden)));
+        var norm = backend.Upload(Take("model.norm.weight", 1, hidden));
+        var head = config.TieEmbeddings ? embedding : backend.Upload(Take("lm_head.weight", config.VocabSize, hidden));
+        uploaded?.Invoke(bytes);
+        return new ModelWeights(embedding, layers, norm, head);
     }
 
     private static HostTensor[] OfOneType(HostTensor[] parts)

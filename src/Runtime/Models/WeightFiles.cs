@@ -36,6 +36,9 @@ internal sealed class WeightFiles : IDisposable
     /// <summary>Weights in all tensors together.</summary>
     public long Parameters => files.Sum(f => f.Entries.Values.Sum(e => e.Shape.Aggregate(1L, (product, size) => product * size)));
 
+    /// <summary>Of all tensors together, as stored.</summary>
+    public long Bytes => files.Sum(f => f.Entries.Values.Sum(e => e.Bytes));
+
     /// <summary>
     /// <c>sha256:</c>, names the model by content without reading all of it: config.json, and of every file its size, its header
     /// and 256 evenly spread samples of 64 KiB (so files up to 16 MiB in full). A base model is the operator's own, so
