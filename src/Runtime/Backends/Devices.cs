@@ -21,7 +21,7 @@ internal static partial class Devices
     public static IBackend Open(string device, int threads, int maxRank, int maxSequences, int stepRows, ILogger log)
     {
         if (device == "cpu") return new CpuBackend(threads);
-        if (OpenCuda(CudaOrdinal(device), maxRank, maxSequences, stepRows, out var reason) is { } cuda) return cuda;
+        if (OpenCuda(device == "cuda" ? null : CudaOrdinal(device), maxRank, maxSequences, stepRows, out var reason) is { } cuda) return cuda;
         if (device != "auto") throw new DeviceUnavailableException($"Device: {device} cannot be used: {reason}");
         NoGpu(log, reason);
         return new CpuBackend(threads);
@@ -36,7 +36,7 @@ internal static partial class Devices
         var all = string.Join("; ", found.Select((device, i) => $"cuda:{i} is {device.Name}{(device.Unfit is null ? "" : $", but {device.Unfit}")}"));
         var chosen = ordinal ?? Math.Max(0, found.ToList().FindIndex(device => device.Unfit is null));
         if (chosen >= found.Count) reason = $"there is no GPU of that number: {all}.";
-        else if (found[chosen].Unfit is not null) reason = $"no GPU here is fit: {all}.";
+        else if (found[chosen].Unfit is not null) reason = $"{(ordinal is null ? "no GPU here is" : "this GPU is not")} fit: {all}.";
         if (reason.Length > 0) return null;
         var opened = CudaDevice.Open(chosen);
         try

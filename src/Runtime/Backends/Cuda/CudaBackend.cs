@@ -245,32 +245,45 @@ internal sealed unsafe class CudaBackend : IBackend
             else
             {
                 result = Record(rows, forward, out var graph);
-                recordings[key] = new Recording(graph, result);
-                Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
+                if (graph != 0)
+                {
+                    recordings[key] = new Recording(graph, result);
+                    Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
+                }
+                else
+                {
+                    arena.Reset();
+                    result = forward(new StepForm(rows, rows));         // as it is, and another time perhaps
+                }
             }
         }
         Fetch();
         return result;
     }
 
+    /// <summary>The verbs as a graph; 0 where something else on the GPU broke the recording.</summary>
     private DeviceTensor? Record(int rows, Func<StepForm, DeviceTensor?> forward, out nint exec)
     {
-        Driver.Check(Driver.cuStreamBeginCapture_v2(device.Stream, 2), "cuStreamBeginCapture");             // 2: other threads may load meanwhile
-        DeviceTensor? result;
-        nint graph;
-        try
+        exec = 0;
+        lock (CudaDevice.Recording)
         {
-            result = forward(new StepForm(rows, rows));
+            Driver.Check(Driver.cuStreamBeginCapture_v2(device.Stream, 2), "cuStreamBeginCapture");         // 2: other threads may load meanwhile
+            DeviceTensor? result = null;
+            CudaException? broken = null;
+            try
+            {
+                result = forward(new StepForm(rows, rows));
+            }
+            catch (CudaException error)
+            {
+                broken = error;
+            }
+            var ended = Driver.cuStreamEndCapture(device.Stream, out var graph);
+            if (broken is not null || ended != Driver.Success) return null;
+            if (Driver.cuGraphInstantiateWithFlags(out var made, graph, 0) == Driver.Success) exec = made;
+            _ = Driver.cuGraphDestroy(graph);
+            return result;
         }
-        catch
-        {
-            _ = Driver.cuStreamEndCapture(device.Stream, out _);
-            throw;
-        }
-        Driver.Check(Driver.cuStreamEndCapture(device.Stream, out graph), "cuStreamEndCapture");
-        Driver.Check(Driver.cuGraphInstantiateWithFlags(out exec, graph, 0), "cuGraphInstantiate");
-        _ = Driver.cuGraphDestroy(graph);
-        return result;
     }
 
     /// <summary>Starts bringing the draws' results to the host, and marks the step's end.</summary>

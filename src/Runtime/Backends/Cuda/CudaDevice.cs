@@ -14,6 +14,12 @@ internal sealed unsafe class CudaDevice : IDisposable
     private readonly int device;
     private readonly nint context;
 
+    /// <summary>
+    /// Held while steps are recorded, and while memory comes and goes: freeing waits for the whole GPU, which a recording on any stream does
+    /// not survive.
+    /// </summary>
+    public static readonly Lock Recording = new();
+
     private CudaDevice(int ordinal, int device)
     {
         this.device = device;
@@ -90,38 +96,47 @@ internal sealed unsafe class CudaDevice : IDisposable
     public ulong Allocate(long bytes)
     {
         Enter();
-        Driver.Check(Driver.cuMemAlloc_v2(out var pointer, (nuint)Math.Max(bytes, 1)), string.Create(CultureInfo.InvariantCulture, $"cuMemAlloc of {bytes / 1e6:F1} MB"));
-        return pointer;
+        lock (Recording)
+        {
+            Driver.Check(Driver.cuMemAlloc_v2(out var pointer, (nuint)Math.Max(bytes, 1)), string.Create(CultureInfo.InvariantCulture, $"cuMemAlloc of {bytes / 1e6:F1} MB"));
+            return pointer;
+        }
     }
 
     public void Free(ulong pointer)
     {
         if (pointer == 0) return;
         Enter();
-        _ = Driver.cuMemFree_v2(pointer);
+        lock (Recording) _ = Driver.cuMemFree_v2(pointer);
     }
 
     /// <summary>Host memory that the GPU reads and writes at full speed; mapped, so that kernels can write to it.</summary>
     public Pinned AllocatePinned(long bytes)
     {
         Enter();
-        Driver.Check(Driver.cuMemHostAlloc(out var host, (nuint)bytes, 1 | 2), string.Create(CultureInfo.InvariantCulture, $"cuMemHostAlloc of {bytes / 1e6:F1} MB"));
-        Driver.Check(Driver.cuMemHostGetDevicePointer_v2(out var there, host, 0), "cuMemHostGetDevicePointer");
-        return new Pinned((byte*)host, there, bytes);
+        lock (Recording)
+        {
+            Driver.Check(Driver.cuMemHostAlloc(out var host, (nuint)bytes, 1 | 2), string.Create(CultureInfo.InvariantCulture, $"cuMemHostAlloc of {bytes / 1e6:F1} MB"));
+            Driver.Check(Driver.cuMemHostGetDevicePointer_v2(out var there, host, 0), "cuMemHostGetDevicePointer");
+            return new Pinned((byte*)host, there, bytes);
+        }
     }
 
     public void FreePinned(Pinned pinned)
     {
         Enter();
-        _ = Driver.cuMemFreeHost((nint)pinned.Host);
+        lock (Recording) _ = Driver.cuMemFreeHost((nint)pinned.Host);
     }
 
     public void Dispose()
     {
         Enter();
-        _ = Driver.cuStreamDestroy_v2(Stream);
-        _ = Driver.cuStreamDestroy_v2(LoadStream);
-        _ = Driver.cuDevicePrimaryCtxRelease_v2(device);
+        lock (Recording)
+        {
+            _ = Driver.cuStreamDestroy_v2(Stream);
+            _ = Driver.cuStreamDestroy_v2(LoadStream);
+            _ = Driver.cuDevicePrimaryCtxRelease_v2(device);
+        }
         current = 0;
     }
 

@@ -37,7 +37,8 @@ internal sealed unsafe class KernelLibrary : IDisposable
         Parallel.For(0, Files.Length, i => images[i] = Image(Files[i].Name, Files[i].Parts, options));
         modules = new nint[Files.Length];
         for (var i = 0; i < modules.Length; i++)
-            fixed (byte* image = images[i]) Driver.Check(Driver.cuModuleLoadData(out modules[i], image), $"cuModuleLoadData of {Files[i].Name}");
+            lock (CudaDevice.Recording)
+                fixed (byte* image = images[i]) Driver.Check(Driver.cuModuleLoadData(out modules[i], image), $"cuModuleLoadData of {Files[i].Name}");
     }
 
     /// <summary>A kernel by name, ready for so much shared memory.</summary>
@@ -98,6 +99,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
     public void Dispose()
     {
         device.Enter();
-        foreach (var module in modules) _ = Driver.cuModuleUnload(module);
+        lock (CudaDevice.Recording)
+            foreach (var module in modules) _ = Driver.cuModuleUnload(module);
     }
 }

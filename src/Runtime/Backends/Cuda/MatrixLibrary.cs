@@ -36,7 +36,15 @@ internal sealed unsafe partial class MatrixLibrary : IDisposable
         Check(cublasLtMatrixLayoutCreate(out var d, Real32, (ulong)outputs, (ulong)rows, yStride), nameof(cublasLtMatrixLayoutCreate));
         float one = 1, zero = 0;
         var bucket = (int)System.Numerics.BitOperations.RoundUpToPowerOf2((uint)rows);
-        if (!algorithms.TryGetValue((outputs, inputs, bucket), out var algorithm)) algorithms.Add((outputs, inputs, bucket), algorithm = Choose(a, b, d));
+        if (!algorithms.TryGetValue((outputs, inputs, bucket), out var algorithm))
+        {
+            // For the power of two itself, so that the choice does not depend on who comes first.
+            Check(cublasLtMatrixLayoutCreate(out var most, Real16B, (ulong)inputs, (ulong)bucket, xStride), nameof(cublasLtMatrixLayoutCreate));
+            Check(cublasLtMatrixLayoutCreate(out var all, Real32, (ulong)outputs, (ulong)bucket, yStride), nameof(cublasLtMatrixLayoutCreate));
+            algorithms.Add((outputs, inputs, bucket), algorithm = Choose(a, most, all));
+            _ = cublasLtMatrixLayoutDestroy(most);
+            _ = cublasLtMatrixLayoutDestroy(all);
+        }
         Check(cublasLtMatmul(handle, description, &one, w, a, x, b, &zero, y, d, y, d, &algorithm, workspace, (nuint)WorkspaceBytes, stream), nameof(cublasLtMatmul));
         _ = cublasLtMatrixLayoutDestroy(a);
         _ = cublasLtMatrixLayoutDestroy(b);

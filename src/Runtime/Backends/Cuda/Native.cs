@@ -41,7 +41,9 @@ internal static class Libraries
     {
         var windows = OperatingSystem.IsWindows();
         if (library == Driver) return windows ? ["nvcuda.dll"] : ["libcuda.so.1", "libcuda.so"];
-        return ((int[])[13, 12]).SelectMany(major => windows
+        // A driver runs libraries of its own major version and of those before.
+        int[] majors = Find(Driver) != 0 && Cuda.Driver.cuDriverGetVersion(out var version) == 0 && version < 13000 ? [12] : [13, 12];
+        return majors.SelectMany(major => windows
             ? [library == Nvrtc ? $"nvrtc64_{major}0_0.dll" : $"cublasLt64_{major}.dll"]
             : (string[])[$"lib{library}.so.{major}", $"/usr/local/cuda/lib64/lib{library}.so.{major}"]);
     }
