@@ -171,7 +171,7 @@ public sealed partial class Engine : IRuntime
     /// <summary>Also refuses one that would not fit the device's room for adapters were it the only one.</summary>
     private (AdapterReport, Adapter?) ReadAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, options.MaxAdapterRank, Info.Model);
+        var (report, adapter) = AdapterFile.Read(directory, config, Math.Min(options.MaxAdapterRank, backend.MaxAdapterRank), Info.Model);
         if (adapter is null || residency.SizeOf(adapter) is var bytes && bytes <= residency.Budget) return (report, adapter);
         adapter.Dispose();
         var finding = new AdapterFinding("adapter_too_large", Severity.Error, "The adapter is larger than the device's room for all adapters.", "adapter",

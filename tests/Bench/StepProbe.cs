@@ -35,6 +35,8 @@ internal sealed class StepProbe(IBackend inner) : IBackend
 
     public int PreferredStepTokens => inner.PreferredStepTokens;
 
+    public int MaxAdapterRank => inner.MaxAdapterRank;
+
     /// <summary>To the byte, where the engine's option counts megabytes.</summary>
     public long? AdapterBytes { get; init; }
 

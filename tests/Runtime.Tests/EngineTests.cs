@@ -400,8 +400,9 @@ public sealed class AheadEngineTests : EngineTests
     private Action<int> onStep = _ => { };
     private Action<LoraModules> onLoad = _ => { };
     private long? adapterBytes;
+    private int maxRank = int.MaxValue;
 
-    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes };
+    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes, MaxAdapterRank = maxRank };
 
     private async Task<int> MostUnderWay(SamplingOptions sampling)
     {
@@ -472,6 +473,16 @@ public sealed class AheadEngineTests : EngineTests
         fails = false;
         await Read(engine, Ask("Hello", digests["harbor"]));
         await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task An_adapter_above_the_devices_rank_is_refused_at_the_door()
+    {
+        maxRank = 16;
+        await using var engine = Start();
+        Assert.NotEmpty(engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest);                                  // rank 16
+        var refused = Assert.Throws<AdapterRefusedException>(() => engine.AddAdapter(Repo.Path("adapters", "lantern")));    // rank 32
+        Assert.Contains(refused.Report.Findings, f => f.Code == "rank_limit_exceeded" && f.Expected == "at most 16");
     }
 
     [Fact]

@@ -20,6 +20,9 @@ internal interface IBackend : IDisposable
     /// <summary>Prompt rows of a step that make good use of the device.</summary>
     int PreferredStepTokens { get; }
 
+    /// <summary>Highest rank of an adapter, shared and unshared together, that the device serves.</summary>
+    int MaxAdapterRank { get; }
+
     /// <summary>Brings weights to the device, one for all parts: matrices of the same columns stacked as rows of one, or vectors joined end to end.</summary>
     DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts);
 

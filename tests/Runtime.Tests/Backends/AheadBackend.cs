@@ -26,6 +26,8 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
 
     public int PreferredStepTokens => inner.PreferredStepTokens;
 
+    public int MaxAdapterRank { get; init; } = int.MaxValue;
+
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
 
     public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) =>

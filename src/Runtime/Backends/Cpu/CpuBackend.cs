@@ -37,6 +37,8 @@ internal sealed unsafe class CpuBackend : IBackend
     /// <summary>More rows gain little.</summary>
     public int PreferredStepTokens => 64;
 
+    public int MaxAdapterRank => int.MaxValue;
+
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => CpuWeights.Create(parts);
 
     /// <summary>Eight full contexts within a quarter of the memory. Nothing is taken before it is used, so nothing is refused.</summary>

@@ -87,6 +87,8 @@ internal sealed unsafe class CudaBackend : IBackend
 
     public int PreferredStepTokens => GoodStepTokens;
 
+    public int MaxAdapterRank => MostRank;
+
     public CudaDevice Device => device;
 
     /// <summary>Whether steps of one form are recorded and replayed; off, every verb is launched by itself, as a profiler likes it.</summary>
