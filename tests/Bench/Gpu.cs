@@ -219,14 +219,14 @@ internal static unsafe class Gpu
         private void Read(int[] which, int from, int count, Func<int, DeviceAdapter?> adapterOf, bool draw, bool collect = false)
         {
             transformer.Run(new Batch
-        {
-            Tokens = [.. which.SelectMany(s => Enumerable.Range(from, count).Select(p => Token(s, p)))],
-            Positions = [.. which.SelectMany(_ => Enumerable.Range(from, count))],
-            Slots = [.. which.SelectMany(s => Enumerable.Range(from, count).Select(p => Slot(s, p)))],
-            Spans = [.. which.Select((s, i) => new BatchSpan(i * count, count, from + count, BlocksOf(s)))],
-            Segments = [.. which.Select((s, i) => new AdapterSegment(i * count, count, adapterOf(s)))],
-            LogitRows = draw ? [.. which.Select((_, i) => (i * count) + count - 1)] : [],
-            Draws = draw ? [.. which.Select(_ => new DrawRule())] : [],
+            {
+                Tokens = [.. which.SelectMany(s => Enumerable.Range(from, count).Select(p => Token(s, p)))],
+                Positions = [.. which.SelectMany(_ => Enumerable.Range(from, count))],
+                Slots = [.. which.SelectMany(s => Enumerable.Range(from, count).Select(p => Slot(s, p)))],
+                Spans = [.. which.Select((s, i) => new BatchSpan(i * count, count, from + count, BlocksOf(s)))],
+                Segments = [.. which.Select((s, i) => new AdapterSegment(i * count, count, adapterOf(s)))],
+                LogitRows = draw ? [.. which.Select((_, i) => (i * count) + count - 1)] : [],
+                Draws = draw ? [.. which.Select(_ => new DrawRule())] : [],
             });
             if (collect) Backend.Collect();
         }
