@@ -192,10 +192,10 @@ internal sealed unsafe class CudaBackend : IBackend
     public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape)
     {
         if (shape.HeadDim > MostHeadDim) throw new OutOfDeviceMemoryException($"Heads of {shape.HeadDim} dimensions are not served on CUDA: at most {MostHeadDim}.");
-        var cache = new CudaKvCache(device, blocks + 1, blockSize, shape);
+        var cache = new CudaKvCache(device, blocks, blockSize, shape);
         var frequencies = shape.InverseFrequencies;
         fixed (float* from = frequencies) Send(cache.Frequencies, (byte*)from, frequencies.Length * sizeof(float));
-        Arrays(blocks + 1, blockSize);
+        Arrays(blocks, blockSize);
         return cache;
     }
 

@@ -118,7 +118,7 @@ internal sealed class CudaArena(CudaDevice device) : IDisposable
     }
 }
 
-/// <summary>bf16 keys and values of each layer: [block][kvHead][position][dimStride], dimStride = headDim rounded up to 16. The last block takes nothing real: rows that only fill a recorded step write there.</summary>
+/// <summary>bf16 keys and values of each layer: [block][kvHead][position][dimStride], dimStride = headDim rounded up to 16.</summary>
 internal sealed class CudaKvCache : KvCache
 {
     private readonly CudaDevice device;

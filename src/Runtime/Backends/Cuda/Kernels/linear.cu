@@ -15,7 +15,7 @@
 #define STAGE_LIMIT ((SHARED_LIMIT < 180224 ? SHARED_LIMIT : 180224) - HeaderBytes)
 
 static const int MmaThreads = 256, AdapterThreads = 256;    // warps 0-7 multiply, 8-15 see to adapters; on Hopper warp 16 fetches
-static const int TileRows = 128;                         // of w
+static const int TileRows = 128;                            // of w
 static const int HeaderBytes = 17408;                       // 2 KB for each of the adapters' warps, then barriers; stages follow
 static const int StageColumns = 64;                         // k's of a stage: 128 bytes of each row
 
