@@ -311,7 +311,8 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         device.Enter();
         if (draws.Length > 0) Fetch();              // the verbs were called one by one
-        if (!tickets.TryDequeue(out var ticket) || ticket.Rows == 0) return [];
+        if (!tickets.TryDequeue(out var ticket)) return [];
+        // Also where nothing was drawn: the step's pinned arrays and its adapters are in use until it is over.
         Driver.Check(Driver.cuEventSynchronize(events[ticket.Room]), "a step");
         var host = resultRooms[ticket.Room].Host;
         return CudaDraws.Read(new ReadOnlySpan<CudaDraws.Result>(host, ticket.Rows), new ReadOnlySpan<CudaDraws.Top>(host + ResultRoom, ticket.Rows * CudaDraws.MostReported));
