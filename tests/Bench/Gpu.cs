@@ -288,37 +288,11 @@ internal sealed unsafe class RandomPool : IDisposable
     public LoraModules Adapter(ModelConfig config, AdapterShape shape, int seed)
     {
         next = seed * 7368787L % count;
-        return Modules(config, shape, Tensor);
+        return shape.Modules(config, Tensor);
     }
 
     /// <summary>Geometry without values.</summary>
-    public static LoraModules Shapes(ModelConfig config, AdapterShape shape) => Modules(config, shape, (name, rows, cols) => new HostTensor(name, DType.BF16, rows, cols, null, shape));
-
-    private static LoraModules Modules(ModelConfig c, AdapterShape s, TensorSource source)
-    {
-        var modules = new LoraModules(c.Layers);
-        var (shared, u, m, n) = (s.Rank - s.Unshared, s.Unshared, s.ChunksA, s.ChunksB);
-        for (var layer = 0; layer < c.Layers; layer++)
-            for (var projection = Projection.Query; projection <= Projection.Down; projection++)
-            {
-                var (inputs, outputs) = c.Shape(projection);
-                modules[layer, projection] = new LoraModule
-                {
-                    Inputs = inputs,
-                    Outputs = outputs,
-                    ChunksA = m,
-                    ChunksB = n,
-                    ShiftA = m == 1 ? 0 : Math.Max(shared / m, 1),
-                    ShiftB = n == 1 ? 0 : Math.Max(shared / n, 1),
-                    Scale = 1,
-                    A = source("A", shared, (inputs + m - 1) / m),
-                    B = source("B", (outputs + n - 1) / n, shared),
-                    AVec = u == 0 ? null : source("A_vec", u, inputs),
-                    BVec = u == 0 ? null : source("B_vec", u, outputs),
-                };
-            }
-        return modules;
-    }
+    public static LoraModules Shapes(ModelConfig config, AdapterShape shape) => shape.Modules(config, (name, rows, cols) => new HostTensor(name, DType.BF16, rows, cols, null, shape));
 
     public void Dispose()
     {

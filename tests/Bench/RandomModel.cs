@@ -10,6 +10,33 @@ internal sealed record AdapterShape(int Rank, int Unshared, int ChunksA, int Chu
     public static AdapterShape PRoLora { get; } = new(16, 2, 4, 4);
 
     public static AdapterShape Lora { get; } = new(16, 0, 1, 1);
+
+    /// <summary>All seven linears of all layers, each factor asked of <paramref name="source"/>.</summary>
+    public LoraModules Modules(ModelConfig config, TensorSource source)
+    {
+        var modules = new LoraModules(config.Layers);
+        var shared = Rank - Unshared;
+        for (var layer = 0; layer < config.Layers; layer++)
+            for (var projection = Projection.Query; projection <= Projection.Down; projection++)
+            {
+                var (inputs, outputs) = config.Shape(projection);
+                modules[layer, projection] = new LoraModule
+                {
+                    Inputs = inputs,
+                    Outputs = outputs,
+                    ChunksA = ChunksA,
+                    ChunksB = ChunksB,
+                    ShiftA = ChunksA == 1 ? 0 : Math.Max(shared / ChunksA, 1),
+                    ShiftB = ChunksB == 1 ? 0 : Math.Max(shared / ChunksB, 1),
+                    Scale = 1,
+                    A = source("A", shared, (inputs + ChunksA - 1) / ChunksA),
+                    B = source("B", (outputs + ChunksB - 1) / ChunksB, shared),
+                    AVec = Unshared == 0 ? null : source("A_vec", Unshared, inputs),
+                    BVec = Unshared == 0 ? null : source("B_vec", Unshared, outputs),
+                };
+            }
+        return modules;
+    }
 }
 
 /// <summary>Random bf16 weights of true shapes: magnitudes 1/64 to 1/32, either sign; norms are 1.</summary>
@@ -51,40 +78,10 @@ internal sealed unsafe class RandomModel(ulong seed)
 
     public HostTensor Tensor(string name, int rows, int cols) => Fill(name, rows, cols, name.Contains("norm", StringComparison.Ordinal) ? (ushort)0x3F80 : null);
 
-    public LoraModules Adapter(ModelConfig c, AdapterShape shape, int seed)
+    public LoraModules Adapter(ModelConfig config, AdapterShape shape, int seed)
     {
         state = ((ulong)(seed + 1) * 0x9E3779B97F4A7C15UL) | 1;
-        var (q, kv, h, i) = (c.Heads * c.HeadDim, c.KvHeads * c.HeadDim, c.HiddenSize, c.IntermediateSize);
-        var modules = new LoraModules(c.Layers);
-        for (var layer = 0; layer < c.Layers; layer++)
-        {
-            foreach (var (projection, inputs, outputs) in new[]
-            {
-                (Projection.Query, h, q), (Projection.Key, h, kv), (Projection.Value, h, kv), (Projection.Output, q, h),
-                (Projection.Gate, h, i), (Projection.Up, h, i), (Projection.Down, i, h),
-            })
-                modules[layer, projection] = Module(shape, inputs, outputs);
-        }
-        return modules;
-    }
-
-    private LoraModule Module(AdapterShape shape, int inputs, int outputs)
-    {
-        var (shared, u, m, n) = (shape.Rank - shape.Unshared, shape.Unshared, shape.ChunksA, shape.ChunksB);
-        return new LoraModule
-        {
-            Inputs = inputs,
-            Outputs = outputs,
-            ChunksA = m,
-            ChunksB = n,
-            ShiftA = m == 1 ? 0 : Math.Max(shared / m, 1),
-            ShiftB = n == 1 ? 0 : Math.Max(shared / n, 1),
-            Scale = 1,
-            A = Fill("A", shared, (inputs + m - 1) / m),
-            B = Fill("B", (outputs + n - 1) / n, shared),
-            AVec = u == 0 ? null : Fill("A_vec", u, inputs),
-            BVec = u == 0 ? null : Fill("B_vec", u, outputs),
-        };
+        return shape.Modules(config, (name, rows, cols) => Fill(name, rows, cols));
     }
 
     private HostTensor Fill(string name, int rows, int cols, ushort? value = null)

@@ -17,7 +17,7 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>Most rows of a product that streams its weights.</summary>
     private const int FewRows = 128;
 
-    private const int LinearThreads = 544, LinearHeader = 17408, LinearShared = 180224, TileRows = 128, MostParts = 16, ShrinkColumns = 1024, MostHeadDim = 256, MostRank = 512;
+    private const int LinearThreads = 544, LinearHeader = 17408, LinearShared = 180224, TileRows = 128, MostParts = 16, MostSlices = 16, ShrinkColumns = 1024, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
 
     private readonly CudaDevice device;
@@ -27,7 +27,6 @@ internal sealed unsafe class CudaBackend : IBackend
     private readonly ulong matrixWorkspace;
     private readonly int maxRank, maxSequences, stepRows;
     private readonly ulong shortZ, wholeZ, drawn, results, tops, shrinkCounters;
-    private readonly int shortCapacity;
     private readonly List<(int Rows, int Cols)> uploaded = [];
     private readonly Dictionary<(int Rows, int Rank, bool Draws), Recording> recordings = [];
     private readonly Queue<Ticket> tickets = new();
@@ -55,24 +54,21 @@ internal sealed unsafe class CudaBackend : IBackend
         this.device = device;
         this.maxRank = Math.Clamp((maxRank + 3) / 4 * 4, 16, MostRank);
         this.maxSequences = maxSequences;
-        this.stepRows = stepRows;
+        this.stepRows = Math.Max(stepRows, FewRows);
         kernels = new KernelLibrary(device);
         arena = new CudaArena(device);
         matrixWorkspace = device.Allocate(MatrixLibrary.WorkspaceBytes);
         matrices = new MatrixLibrary(matrixWorkspace);
-        shortCapacity = Math.Max(maxSequences, FewRows) + (stepRows / StepArrays.ShortRows * StepArrays.ShortRows);
-        shortCapacity = Math.Min(shortCapacity, Math.Max(stepRows, FewRows));
-        shortZ = device.Allocate(3L * shortCapacity * 16 * this.maxRank * sizeof(float));
-        wholeZ = device.Allocate(3L * Math.Max(stepRows, FewRows) * this.maxRank * sizeof(float));
-        var drawing = Math.Max(maxSequences, stepRows);
-        drawn = device.Allocate(drawing * 4L);
-        results = device.Allocate(drawing * (long)sizeof(CudaDraws.Result));
-        tops = device.Allocate((long)drawing * CudaDraws.MostReported * sizeof(CudaDraws.Top));
-        shrinkCounters = device.Allocate(Math.Max(stepRows, FewRows) * 4L);
-        Driver.Check(Driver.cuMemsetD8Async(shrinkCounters, 0, (nuint)(Math.Max(stepRows, FewRows) * 4), device.Stream), "cuMemsetD8");
+        shortZ = device.Allocate(3L * this.stepRows * MostSlices * this.maxRank * sizeof(float));
+        wholeZ = device.Allocate(3L * this.stepRows * this.maxRank * sizeof(float));
+        drawn = device.Allocate(MostDraws * 4L);
+        results = device.Allocate(ResultRoom);
+        tops = device.Allocate(MostDraws * (long)CudaDraws.MostReported * sizeof(CudaDraws.Top));
+        shrinkCounters = device.Allocate(this.stepRows * 4L);
+        Driver.Check(Driver.cuMemsetD8Async(shrinkCounters, 0, (nuint)(this.stepRows * 4), device.Stream), "cuMemsetD8");
         for (var i = 0; i < events.Length; i++)
         {
-            resultRooms[i] = device.AllocatePinned(drawing * (sizeof(CudaDraws.Result) + ((long)CudaDraws.MostReported * sizeof(CudaDraws.Top))));
+            resultRooms[i] = device.AllocatePinned(ResultRoom + (MostDraws * (long)CudaDraws.MostReported * sizeof(CudaDraws.Top)));
             Driver.Check(Driver.cuEventCreate(out events[i], 2), "cuEventCreate");          // 2: no timing
         }
         Name = string.Create(CultureInfo.InvariantCulture, $"cuda:{device.Ordinal}, {device.Model}, {device.Memory().Total / 1e9:F0} GB");
@@ -305,7 +301,10 @@ internal sealed unsafe class CudaBackend : IBackend
         turn = (turn + 1) % events.Length;
     }
 
-    private int ResultRoom => Math.Max(maxSequences, stepRows) * sizeof(CudaDraws.Result);
+    private int MostDraws => Math.Max(maxSequences, stepRows);
+
+    /// <summary>Bytes of the draws' results; what is reported beside them lies behind.</summary>
+    private int ResultRoom => MostDraws * sizeof(CudaDraws.Result);
 
     public Drawn[] Collect()
     {
@@ -343,13 +342,8 @@ internal sealed unsafe class CudaBackend : IBackend
         var bytes = CudaDraws.Bytes(batch.Draws);
         if (bytes > ruleBytes)
         {
-            // Recordings know where the rules lie.
-            Driver.Check(Driver.cuStreamSynchronize(device.Stream), "growing the rules' room");
-            Forget();
-            device.Free(rules);
+            Grow(ref rules, ref ruleBytes, Math.Max(bytes * 2, 1 << 20));
             foreach (var room in ruleRooms) if (room.Bytes > 0) device.FreePinned(room);
-            ruleBytes = Math.Max(bytes * 2, 1 << 20);
-            rules = device.Allocate(ruleBytes);
             for (var i = 0; i < ruleRooms.Length; i++) ruleRooms[i] = device.AllocatePinned(ruleBytes);
         }
         CudaDraws.Pack(batch.Draws, new Span<byte>(ruleRooms[turn].Host, (int)ruleBytes));
@@ -405,7 +399,7 @@ internal sealed unsafe class CudaBackend : IBackend
             if (where.Parts > 0) Shrink(from, where);
             matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, rows, w.Rows, w.Cols, device.Stream);
         }
-        to.Leave(sums, where, site is { Parts.Length: > 1 } ? (site.Parts[1].Column, site.Parts.Length > 2 ? site.Parts[2].Column : 0) : default);
+        to.Leave(sums, where);
     }
 
     private void Stream(CudaScratch x, CudaWeights w, Sums sums, Site site, LoraSite? of, int rows)
@@ -462,8 +456,8 @@ internal sealed unsafe class CudaBackend : IBackend
             ZStride = zStride,
             Z = shortZ,
             Whole = wholeZ,
-            ZPart = shortCapacity * 16 * zStride,
-            WholePart = Math.Max(stepRows, FewRows) * zStride,
+            ZPart = stepRows * MostSlices * zStride,
+            WholePart = stepRows * zStride,
             Second = parts > 1 ? site.Parts[1].Column : 0,
             Third = parts > 2 ? site.Parts[2].Column : 0,
             Columns = columns,
@@ -596,7 +590,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private ulong Finished(CudaScratch y)
     {
         var (sums, site) = (y.Sums, y.Site);
-        var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, y.Columns.Second, y.Columns.Third, y.Cols, y.Pointer, y.Stride);
+        var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, site.Second, site.Third, y.Cols, y.Pointer, y.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
         Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
         return into;
@@ -669,7 +663,7 @@ internal sealed unsafe class CudaBackend : IBackend
         Driver.Check(Driver.cuStreamSynchronize(device.Stream), "cuStreamSynchronize");
         Forget();
         arrays?.Dispose();
-        return arrays = new StepArrays(device, Math.Max(stepRows, FewRows), Math.Max(blocks, arrays?.Blocks ?? 0), blockSize);
+        return arrays = new StepArrays(device, stepRows, Math.Max(blocks, arrays?.Blocks ?? 0), blockSize);
     }
 
     private void Forget()

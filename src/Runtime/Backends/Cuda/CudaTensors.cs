@@ -56,9 +56,6 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
 
     public Site Site { get; private set; }
 
-    /// <summary>Columns at which the second and third part of the site begin.</summary>
-    public (int Second, int Third) Columns { get; private set; }
-
     /// <summary>Its rows are those whose logits are wanted.</summary>
     public bool OfLogitRows { get; set; }
 
@@ -73,7 +70,7 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
         return sums;
     }
 
-    public void Leave(Sums left, Site site, (int, int) columns) => (Sums, Site, Columns) = (left, site, columns);
+    public void Leave(Sums left, Site site) => (Sums, Site) = (left, site);
 }
 
 /// <summary>Device room for one step's activations, in pieces that never move: a recorded step finds them where they were.</summary>

@@ -23,7 +23,7 @@ internal sealed unsafe class StepArrays : IDisposable
     private const int Buffers = 3;
     private readonly CudaDevice device;
     private readonly int rows, blockCapacity;
-    private readonly long positions, slots, rowInfos, groups, logitRows, tiles, shrinkTiles, attendItems, blockTable, bytes;
+    private readonly long tokens, positions, slots, rowInfos, groups, logitRows, tiles, shrinkTiles, attendItems, blockTable, bytes;
     private readonly Pinned[] pinned = new Pinned[Buffers];
     private readonly ulong data;
     private int turn;
@@ -39,15 +39,14 @@ internal sealed unsafe class StepArrays : IDisposable
         BlockSize = blockSize;
         AttendItems = rows + (int)((long)blocks * blockSize / AttendPiece);
         blockCapacity = blocks + rows;
-        long next = 64;
+        long next = sizeof(Counts);
         long Room(long size)
         {
             var at = next;
             next = (next + size + 15) & -16;
             return at;
         }
-        Tokens = 64;
-        Room(rows * 4L);
+        tokens = Room(rows * 4L);
         positions = Room(rows * 4L);
         slots = Room(rows * 4L);
         rowInfos = Room(rows * 16L);
@@ -72,11 +71,9 @@ internal sealed unsafe class StepArrays : IDisposable
     /// <summary>Blocks that there is room for.</summary>
     public int Blocks => blockCapacity - rows;
 
-    private long Tokens { get; }
-
     public ulong Header => data;
 
-    public ulong TokensAt => data + (ulong)Tokens;
+    public ulong TokensAt => data + (ulong)tokens;
 
     public ulong PositionsAt => data + (ulong)positions;
 
@@ -109,7 +106,7 @@ internal sealed unsafe class StepArrays : IDisposable
         turn = (turn + 1) % Buffers;
         var step = (Counts*)host;
         *step = new Counts { Rows = batch.Rows, LogitRows = batch.LogitRows.Length };
-        batch.Tokens.CopyTo(new Span<int>(host + Tokens, rows));
+        batch.Tokens.CopyTo(new Span<int>(host + tokens, rows));
         batch.Positions.CopyTo(new Span<int>(host + positions, rows));
         batch.Slots.CopyTo(new Span<int>(host + slots, rows));
         batch.LogitRows.CopyTo(new Span<int>(host + logitRows, rows));
