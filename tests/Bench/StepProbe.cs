@@ -18,7 +18,7 @@ internal readonly record struct ProbedStep(int Rows, int Draws, long Ended, long
 /// A backend that does what the one inside does and writes down each step's times. It can remember the steps' batches too, so that one is
 /// run again without the engine: the step's own time on the same memory, weights and adapters.
 /// </summary>
-internal sealed class StepProbe(IBackend inner) : IBackend
+internal sealed class StepProbe(IBackend inner) : ForwardingBackend(inner)
 {
     private readonly Queue<(int Rows, int Draws, long Launched)> underway = new();
     private readonly Lock gate = new();
@@ -26,16 +26,6 @@ internal sealed class StepProbe(IBackend inner) : IBackend
     private List<Batch> batches = [];
     private Func<StepForm, DeviceTensor?> forward = _ => null;
     private long left, host, launch, ended, allocated;          // left: when the engine last came back from here
-
-    public IBackend Inner => inner;
-
-    public string Name => inner.Name;
-
-    public int StepsAhead => inner.StepsAhead;
-
-    public int PreferredStepTokens => inner.PreferredStepTokens;
-
-    public int MaxAdapterRank => inner.MaxAdapterRank;
 
     /// <summary>To the byte, where the engine's option counts megabytes.</summary>
     public long? AdapterBytes { get; init; }
@@ -65,30 +55,30 @@ internal sealed class StepProbe(IBackend inner) : IBackend
     {
         for (var i = 0; i < 3; i++)
         {
-            inner.Run(batch, forward);
-            inner.Collect();
+            Inner.Run(batch, forward);
+            Inner.Collect();
         }
         var windows = new double[5];
         for (var w = 0; w < windows.Length; w++)
         {
-            if (StepsAhead > 0) inner.Run(batch, forward);
+            if (StepsAhead > 0) Inner.Run(batch, forward);
             var begun = Stopwatch.GetTimestamp();
             for (var i = 0; i < count; i++)
             {
-                inner.Run(batch, forward);
-                inner.Collect();
+                Inner.Run(batch, forward);
+                Inner.Collect();
             }
             windows[w] = Stopwatch.GetElapsedTime(begun).TotalMilliseconds / count;
-            if (StepsAhead > 0) inner.Collect();
+            if (StepsAhead > 0) Inner.Collect();
         }
         return windows.Order().ElementAt(windows.Length / 2);
     }
 
-    public DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
+    public override DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
     {
         var begun = Stopwatch.GetTimestamp();
         if (underway.Count > 0 || StepsAhead == 0) host += begun - left;       // otherwise it may have slept
-        var result = inner.Run(batch, forward);
+        var result = Inner.Run(batch, forward);
         left = Stopwatch.GetTimestamp();
         launch += left - begun;
         underway.Enqueue((batch.Rows, batch.Draws.Length, begun));
@@ -97,11 +87,11 @@ internal sealed class StepProbe(IBackend inner) : IBackend
         return result;
     }
 
-    public Drawn[] Collect()
+    public override Drawn[] Collect()
     {
         var begun = Stopwatch.GetTimestamp();
         host += begun - left;
-        var drawn = inner.Collect();
+        var drawn = Inner.Collect();
         left = Stopwatch.GetTimestamp();
         var (rows, draws, launched) = underway.Dequeue();
         var now = GC.GetAllocatedBytesForCurrentThread();
@@ -110,39 +100,5 @@ internal sealed class StepProbe(IBackend inner) : IBackend
         return drawn;
     }
 
-    public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
-
-    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => Planned = inner.Plan(shape, wanted with { AdapterBytes = AdapterBytes ?? wanted.AdapterBytes });
-
-    public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape) => inner.CreateKvCache(blocks, blockSize, shape);
-
-    public long SizeOf(LoraModules modules) => inner.SizeOf(modules);
-
-    public DeviceAdapter LoadAdapter(LoraModules modules) => inner.LoadAdapter(modules);
-
-    public void Begin(Batch batch) => inner.Begin(batch);
-
-    public DeviceTensor Scratch(int rows, int cols, Precision precision = Precision.Full) => inner.Scratch(rows, cols, precision);
-
-    public void Embed(DeviceTensor table, DeviceTensor x) => inner.Embed(table, x);
-
-    public void RmsNorm(DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) => inner.RmsNorm(x, weight, epsilon, y);
-
-    public void AddRmsNorm(DeviceTensor delta, DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) => inner.AddRmsNorm(delta, x, weight, epsilon, y);
-
-    public void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y) => inner.Linear(x, weight, bias, site, y);
-
-    public void RopeAndStore(DeviceTensor qkv, HeadNorms? norms, KvCache cache, int layer) => inner.RopeAndStore(qkv, norms, cache, layer);
-
-    public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y) => inner.Attend(qkv, cache, layer, y);
-
-    public void SwiGlu(DeviceTensor gateUp, DeviceTensor y) => inner.SwiGlu(gateUp, y);
-
-    public void TakeLogitRows(DeviceTensor x, DeviceTensor y) => inner.TakeLogitRows(x, y);
-
-    public void Draw(DeviceTensor logits, int vocabulary) => inner.Draw(logits, vocabulary);
-
-    public void Download(DeviceTensor x, Span<float> host) => inner.Download(x, host);
-
-    public void Dispose() => inner.Dispose();
+    public override MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => Planned = Inner.Plan(shape, wanted with { AdapterBytes = AdapterBytes ?? wanted.AdapterBytes });
 }

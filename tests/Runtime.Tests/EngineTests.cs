@@ -402,7 +402,7 @@ public sealed class AheadEngineTests : EngineTests
     private long? adapterBytes;
     private int maxRank = int.MaxValue;
 
-    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes, MaxAdapterRank = maxRank };
+    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes, Ranks = maxRank };
 
     private async Task<int> MostUnderWay(SamplingOptions sampling)
     {

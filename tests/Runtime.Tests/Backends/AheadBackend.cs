@@ -1,3 +1,4 @@
+using TenantLora.Bench;
 using TenantLora.Runtime.Backends;
 
 namespace TenantLora.Runtime.Tests.Backends;
@@ -6,7 +7,7 @@ namespace TenantLora.Runtime.Tests.Backends;
 /// The Cpu backend as a device with a queue of its own: a step is copied when it is launched, runs when it is collected, and one may be
 /// launched before the one before it has run. Adapters that a step still reads must not be gone by then.
 /// </summary>
-internal sealed class AheadBackend(IBackend inner) : IBackend
+internal sealed class AheadBackend(IBackend inner) : ForwardingBackend(inner)
 {
     private readonly Queue<(Batch Batch, Func<StepForm, DeviceTensor?> Forward)> queue = new();
     private int[] last = [];
@@ -20,30 +21,25 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
     /// <summary>Room for adapters; null: what the inner backend says.</summary>
     public long? AdapterBytes { get; init; }
 
-    public string Name => inner.Name + ", a step ahead";
+    public override string Name => Inner.Name + ", a step ahead";
 
-    public int StepsAhead => 1;
+    public override int StepsAhead => 1;
 
-    public int PreferredStepTokens => inner.PreferredStepTokens;
+    /// <summary>Highest rank that the device claims to serve.</summary>
+    public int Ranks { get; init; } = int.MaxValue;
 
-    public int MaxAdapterRank { get; init; } = int.MaxValue;
+    public override int MaxAdapterRank => Ranks;
 
-    public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
+    public override MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) =>
+        Inner.Plan(shape, wanted) is var plan && AdapterBytes is { } bytes ? plan with { AdapterBytes = bytes } : plan;
 
-    public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) =>
-        inner.Plan(shape, wanted) is var plan && AdapterBytes is { } bytes ? plan with { AdapterBytes = bytes } : plan;
-
-    public KvCache CreateKvCache(int blocks, int blockSize, AttentionShape shape) => inner.CreateKvCache(blocks, blockSize, shape);
-
-    public long SizeOf(LoraModules modules) => inner.SizeOf(modules);
-
-    public DeviceAdapter LoadAdapter(LoraModules modules)
+    public override DeviceAdapter LoadAdapter(LoraModules modules)
     {
         OnLoad(modules);
-        return new TrackedAdapter(inner.LoadAdapter(modules));
+        return new TrackedAdapter(Inner.LoadAdapter(modules));
     }
 
-    public DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
+    public override DeviceTensor? Run(Batch batch, Func<StepForm, DeviceTensor?> forward)
     {
         Assert.True(queue.Count <= StepsAhead, "Too many steps under way.");
         // Whoever launched it may change what it was made of at once.
@@ -60,12 +56,12 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
         return null;
     }
 
-    public Drawn[] Collect()
+    public override Drawn[] Collect()
     {
         var underWay = queue.Count;
         var (batch, forward) = queue.Dequeue();
         OnStep(underWay);
-        inner.Run(new Batch
+        Inner.Run(new Batch
         {
             Tokens = [.. batch.Tokens.Select(t => t >= 0 ? t : Math.Max(0, last[~t]))],
             Positions = batch.Positions,
@@ -75,39 +71,15 @@ internal sealed class AheadBackend(IBackend inner) : IBackend
             LogitRows = batch.LogitRows,
             Draws = batch.Draws,
         }, forward);
-        var drawn = inner.Collect();
+        var drawn = Inner.Collect();
         last = [.. drawn.Select(d => d.Token)];
         return drawn;
     }
 
-    public void Begin(Batch batch) => inner.Begin(batch);
-
-    public DeviceTensor Scratch(int rows, int cols, Precision precision = Precision.Full) => inner.Scratch(rows, cols, precision);
-
-    public void Embed(DeviceTensor table, DeviceTensor x) => inner.Embed(table, x);
-
-    public void RmsNorm(DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) => inner.RmsNorm(x, weight, epsilon, y);
-
-    public void AddRmsNorm(DeviceTensor delta, DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y) => inner.AddRmsNorm(delta, x, weight, epsilon, y);
-
-    public void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y) => inner.Linear(x, weight, bias, site, y);
-
-    public void RopeAndStore(DeviceTensor qkv, HeadNorms? norms, KvCache cache, int layer) => inner.RopeAndStore(qkv, norms, cache, layer);
-
-    public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y) => inner.Attend(qkv, cache, layer, y);
-
-    public void SwiGlu(DeviceTensor gateUp, DeviceTensor y) => inner.SwiGlu(gateUp, y);
-
-    public void TakeLogitRows(DeviceTensor x, DeviceTensor y) => inner.TakeLogitRows(x, y);
-
-    public void Draw(DeviceTensor logits, int vocabulary) => inner.Draw(logits, vocabulary);
-
-    public void Download(DeviceTensor x, Span<float> host) => inner.Download(x, host);
-
-    public void Dispose()
+    public override void Dispose()
     {
         Assert.Empty(queue);
-        inner.Dispose();
+        base.Dispose();
     }
 
     private sealed class TrackedAdapter(DeviceAdapter inner) : DeviceAdapter
