@@ -70,6 +70,8 @@ public sealed partial class Engine : IRuntime
         try
         {
             backend = open();
+            if (config.HeadDim > backend.MaxHeadDim)
+                throw new ModelFileException(Path.Combine(directory, "config.json"), "head_dim", string.Create(CultureInfo.InvariantCulture, $"at most {backend.MaxHeadDim}, the most that {backend.Name} serves"), config.HeadDim.ToString(CultureInfo.InvariantCulture));
             weights = LoadWeights(source);
             var longest = Math.Min(options.ContextLength == 0 ? config.MaxPositions : options.ContextLength, config.MaxPositions);
             var stepTokens = options.StepTokens > 0 ? options.StepTokens : backend.PreferredStepTokens;

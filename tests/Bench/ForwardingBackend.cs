@@ -15,6 +15,8 @@ internal abstract class ForwardingBackend(IBackend inner) : IBackend
 
     public virtual int MaxAdapterRank => inner.MaxAdapterRank;
 
+    public virtual int MaxHeadDim => inner.MaxHeadDim;
+
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => inner.Upload(parts);
 
     public virtual MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => inner.Plan(shape, wanted);

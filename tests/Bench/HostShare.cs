@@ -63,6 +63,8 @@ internal static class HostShare
 
         public int MaxAdapterRank => int.MaxValue;
 
+        public int MaxHeadDim => int.MaxValue;
+
         public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => new Nothing(parts[0].Rows, parts[0].Cols);
 
         public MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) => new((int)(wanted.CacheTokens / wanted.BlockSize), long.MaxValue, "nothing");

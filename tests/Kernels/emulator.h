@@ -1,7 +1,11 @@
-// Runs a .cu kernel on the CPU: a thread block's threads are fibers; barriers and warp collectives are meeting points. For checking arithmetic and indices, not
+// Runs a .cu kernel on the CPU: threads are fibers; barriers and warp collectives are meeting points. For checking arithmetic and indices, not
 // races or speed. Use: #include "emulator.h" then #include "kernel.cu" (no common.cuh: this replaces it), then emu::launch(dim3 grid, threads,
-// dynamicSharedBytes, []{ kernel(args...); });
+// dynamicSharedBytes, []{ kernel(args...); }); its blocks run one after another. Kernels whose blocks wait for each other take emu::launchTogether,
+// and must not have __shared__ variables: those are one for all blocks.
 #pragma once
+#undef _FORTIFY_SOURCE  // its longjmp keeps to one stack
+#include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 #include <cstdint>
 #include <cstdio>
@@ -44,13 +48,7 @@ struct alignas(16) F32x4 {
     float x, y, z, w;
 };
 struct Step {
-    int rows, logitRows, groups, attendItems, tiles, shrinkTiles, units[4];
-};
-struct Group {
-    int firstRow, rows, adapter, firstShort;
-};
-struct Row {
-    int adapter, segmentFirst, segmentRows, shortIndex;
+    int rows, logitRows, shortRows, attendItems, tiles, adapterTiles, slices[4];
 };
 template <class A, class B>
 static inline auto min(A a, B b) {
@@ -130,156 +128,197 @@ static inline u32 atomicInc(u32* p, u32 v) {
 }
 static inline void __threadfence() {}
 static inline void __nanosleep(unsigned) {}
-#ifdef EMU_REVERSE  // threads run in another order: finds missing barriers
-#define EMU_NEXT(j, n) ((n)-1 - (j))
-#else
-#define EMU_NEXT(j, n) (j)
-#endif
 namespace emu {
 struct Fiber {
-    ucontext_t c;
-    std::vector<char> stack;
-    int state; /*0 ready 1 done 2 block barrier 3 warp wait*/
-    u64 id;
+    ucontext_t first;
+    jmp_buf at;
+    bool begun;
+    enum { Ready, Done, Barrier, Warp, Count, Named } state;  // what it waits for; Named + i: named barrier i
+    const u32* counter;                                       // of Count
+    u32 count;
 };
-static std::vector<Fiber> fibers;
-static ucontext_t home;
-static int current;
-static std::function<void()> body;
-static int nthreads;
 struct Warp {
-    int arrived = 0;
-    unsigned long long in[32][8];
-    unsigned long long out[32][8];
-    int op = -1;
+    int arrived = 0, op = -1;
+    u64 in[32][8], out[32][8];
 };
+struct Block {
+    dim3 index;
+    std::vector<char> shared;
+    int named[16], any;
+};
+static std::vector<Fiber> fibers;  // of block i from i · stride on
 static std::vector<Warp> warps;
-static std::vector<char> dyn;
+static std::vector<Block> blocks;
+static std::function<void()> body;
+static jmp_buf home;
+static int current, threads, stride;  // current: fiber; it is fiber % 32 of warp fiber / 32
+static int lane() { return current % 32; }
+static Block& block() { return blocks[current / stride]; }
+
+static const size_t StackBytes = 256 << 10;  // only what is touched takes memory
+static char* stackOf(size_t fiber) {
+    static char* stacks = nullptr;
+    static size_t most = 0;
+    if (fibers.size() > most) {
+        if (stacks) munmap(stacks, most * StackBytes);
+        most = fibers.size();
+        stacks = (char*)mmap(nullptr, most * StackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (stacks == MAP_FAILED) {
+            perror("stacks");
+            abort();
+        }
+    }
+    return stacks + fiber * StackBytes;
+}
 static void yieldTo(int state) {
-    fibers[current].state = state;
-    int me = current;
-    swapcontext(&fibers[me].c, &home);
+    Fiber& f = fibers[current];
+    f.state = decltype(f.state)(state);
+    if (!_setjmp(f.at)) _longjmp(home, 1);
 }
 static void entry() {
     body();
-    fibers[current].state = 1;
-    swapcontext(&fibers[current].c, &home);
+    yieldTo(Fiber::Done);
 }
+static void resume(int fiber) {
+    Fiber& f = fibers[fiber];
+    current = fiber;
+    threadIdx = dim3(fiber % stride);
+    blockIdx = block().index;
+    if (_setjmp(home)) return;
+    if (f.begun) _longjmp(f.at, 1);
+    f.begun = true;
+    setcontext(&f.first);
+}
+static bool canRun(Fiber& f) {
+    if (f.state == Fiber::Count && *(volatile const u32*)f.counter >= f.count) f.state = Fiber::Ready;
+    return f.state == Fiber::Ready;
+}
+static void wake(int first, int count, int state) {
+    for (int i = first; i < first + count; i++)
+        if (fibers[i].state == state) fibers[i].state = Fiber::Ready;
+}
+
+// Blocks first … first + count − 1 of the grid, to their end.
+static void run(int first, int count, size_t sharedBytes) {
+    stride = (threads + 31) / 32 * 32;
+    blocks.resize(count);
+    fibers.resize(count * stride);
+    warps.assign(count * stride / 32, Warp());
+    for (int i = 0; i < count; i++) {
+        const unsigned n = first + i;
+        Block& b = blocks[i];
+        b.index = dim3(n % gridDim.x, n / gridDim.x % gridDim.y, n / gridDim.x / gridDim.y);
+        b.shared.assign(sharedBytes + 1024, (char)0xFF);
+        std::fill(b.named, b.named + 16, b.any = 0);
+        for (int t = 0; t < stride; t++) {
+            Fiber& f = fibers[i * stride + t];
+            f.begun = false;
+            f.state = t < threads ? Fiber::Ready : Fiber::Done;
+            getcontext(&f.first);
+            f.first.uc_stack.ss_sp = stackOf(i * stride + t);
+            f.first.uc_stack.ss_size = StackBytes;
+            makecontext(&f.first, entry, 0);
+        }
+    }
+    const int all = count * stride;
+    for (;;) {
+        bool ran = false;
+        int done = 0;
+        for (int j = 0; j < all; j++) {
+#ifdef EMU_REVERSE  // threads run in another order: finds missing barriers
+            const int i = all - 1 - j;
+#else
+            const int i = j;
+#endif
+            if (canRun(fibers[i])) {
+                ran = true;
+                resume(i);
+            }
+        }
+        for (int b = 0; b < count; b++) {
+            int over = 0, waiting = 0;
+            for (int i = b * stride; i < (b + 1) * stride; i++) {
+                over += fibers[i].state == Fiber::Done;
+                waiting += fibers[i].state == Fiber::Barrier;
+            }
+            done += over;
+            if (waiting && waiting + over == stride) {
+                wake(b * stride, stride, Fiber::Barrier);
+                ran = true;
+            }
+        }
+        if (done == all) return;
+        if (!ran) {
+            for (int b = 0; b < count; b++) {
+                int of[Fiber::Named + 16] = {};
+                for (int i = b * stride; i < (b + 1) * stride; i++) of[fibers[i].state]++;
+                int named = 0;
+                for (int i = 0; i < 16; i++) named += of[Fiber::Named + i];
+                fprintf(stderr, "deadlock in block %u,%u,%u: done %d barrier %d warp %d count %d named %d of %d\n", blocks[b].index.x, blocks[b].index.y, blocks[b].index.z, of[Fiber::Done],
+                        of[Fiber::Barrier], of[Fiber::Warp], of[Fiber::Count], named, stride);
+            }
+            abort();
+        }
+    }
+}
+template <class F>
+static void launch(dim3 grid, int blockThreads, size_t sharedBytes, F f, bool together = false) {
+    body = f;
+    threads = blockThreads;
+    blockDim = dim3(threads);
+    gridDim = grid;
+    const int all = grid.x * grid.y * grid.z;
+    if (together) run(0, all, sharedBytes);
+    else
+        for (int i = 0; i < all; i++) run(i, 1, sharedBytes);
+}
+template <class F>
+static void launchTogether(dim3 grid, int blockThreads, size_t sharedBytes, F f) {
+    launch(grid, blockThreads, sharedBytes, f, true);
+}
+static void* dynamicShared() { return (void*)(((uintptr_t)block().shared.data() + 1023) & ~(uintptr_t)1023); }
+}  // namespace emu
+
+static inline void __syncthreads() { emu::yieldTo(emu::Fiber::Barrier); }
+static inline int __syncthreads_or(int p) {
+    emu::block().any |= p != 0;
+    __syncthreads();
+    int r = emu::block().any;
+    __syncthreads();
+    if (threadIdx.x == 0) emu::block().any = 0;
+    __syncthreads();
+    return r;
+}
+DEVICE void meet(int barrier, int threads) {
+    const int begin = emu::current / emu::stride * emu::stride;
+    int& arrived = emu::block().named[barrier];
+    if (++arrived < threads) return emu::yieldTo(emu::Fiber::Named + barrier);
+    arrived = 0;
+    emu::wake(begin, emu::stride, emu::Fiber::Named + barrier);
+}
+DEVICE void awaitCount(const u32* counter, u32 count) {
+    if (*counter >= count) return;
+    emu::Fiber& f = emu::fibers[emu::current];
+    f.counter = counter;
+    f.count = count;
+    emu::yieldTo(emu::Fiber::Count);
+}
+DEVICE void raise(u32* counter) { atomicAdd(counter, 1u); }
 // All 32 lanes meet; the last computes for all.
 template <class F>
-static void meet(int op, F f) {
-    int w = current / 32;
-    Warp& W = warps[w];
+static inline void emuMeet(int op, F f) {
+    const int w = emu::current / 32, lanes = std::min(32, emu::threads - w * 32 % emu::stride);
+    emu::Warp& W = emu::warps[w];
     if (W.op != -1 && W.op != op) {
         fprintf(stderr, "warp %d diverged: op %d meets %d\n", w, W.op, op);
         abort();
     }
     W.op = op;
-    int lanes = std::min(32, nthreads - w * 32);
-    if (++W.arrived == lanes) {
-        f(W);
-        W.arrived = 0;
-        W.op = -1;
-        for (int l = 0; l < lanes; l++)
-            if (fibers[w * 32 + l].state == 3) fibers[w * 32 + l].state = 0;
-    } else yieldTo(3);
-}
-static int lane() { return current % 32; }
-static u64 maxShared = 0;
-template <class F>
-static void launch(dim3 grid, int threads, size_t dynBytes, F f) {
-    nthreads = threads;
-    body = f;
-    dyn.assign(dynBytes + 1024, (char)0xFF);
-    fibers.resize(threads);
-    warps.assign((threads + 31) / 32, Warp());
-    blockDim = dim3(threads);
-    gridDim = grid;
-    for (unsigned z = 0; z < grid.z; z++)
-        for (unsigned y = 0; y < grid.y; y++)
-            for (unsigned x = 0; x < grid.x; x++) {
-                blockIdx = dim3(x, y, z);
-                std::fill(dyn.begin(), dyn.end(), (char)0xFF);
-                for (int i = 0; i < threads; i++) {
-                    Fiber& b = fibers[i];
-                    if (b.stack.empty()) b.stack.resize(256 << 10);
-                    getcontext(&b.c);
-                    b.c.uc_stack.ss_sp = b.stack.data();
-                    b.c.uc_stack.ss_size = b.stack.size();
-                    b.c.uc_link = &home;
-                    makecontext(&b.c, entry, 0);
-                    b.state = 0;
-                }
-                for (;;) {
-                    bool ran = false;
-                    int done = 0, barrier = 0;
-                    for (int j = 0; j < threads; j++)
-                        if (int i = EMU_NEXT(j, threads); fibers[i].state == 0) {
-                            current = i;
-                            threadIdx = dim3(i);
-                            ran = true;
-                            swapcontext(&home, &fibers[i].c);
-                        }
-                    for (int i = 0; i < threads; i++) {
-                        done += fibers[i].state == 1;
-                        barrier += fibers[i].state == 2;
-                    }
-                    if (done == threads) break;
-                    if (barrier && barrier + done == threads) {
-                        for (int i = 0; i < threads; i++)
-                            if (fibers[i].state == 2) fibers[i].state = 0;
-                        continue;
-                    }
-                    if (!ran) {
-                        fprintf(stderr, "deadlock in block %u,%u,%u: done %d barrier %d of %d\n", x, y, z, done, barrier, threads);
-                        abort();
-                    }
-                }
-            }
-}
-static void* dynamicShared() { return (void*)(((uintptr_t)dyn.data() + 127) & ~(uintptr_t)127); }
-static int namedArrived[16];
-static void named(int id, int count) {
-    int me = current;
-    if (++namedArrived[id] == count) {
-        namedArrived[id] = 0;
-        for (auto& b : fibers)
-            if (b.state == 10 + id) b.state = 0;
-    } else yieldTo(10 + id);
-    current = me;
-}
-}  // namespace emu
-static inline void emuSet(int i) { threadIdx = dim3(i); }
-static inline void __syncthreads() {
-    int me = emu::current;
-    emu::yieldTo(2);
-    threadIdx = dim3(me);
-}
-static int emuOr;
-static inline int __syncthreads_or(int p) {
-    emuOr |= p != 0;
-    __syncthreads();
-    int r = emuOr;
-    __syncthreads();
-    if (threadIdx.x == 0) emuOr = 0;
-    __syncthreads();
-    return r;
-}
-static inline void emuMeetEnd(int me) {
-    emu::current = me;
-    threadIdx = dim3(me);
-}
-static inline void emuNamed(int id, int count) {
-    int me = emu::current;
-    emu::named(id, count);
-    emu::current = me;
-    threadIdx = dim3(me);
-}
-template <class F>
-static inline void emuMeet(int op, F f) {
-    int me = emu::current;
-    emu::meet(op, f);
-    emuMeetEnd(me);
+    if (++W.arrived < lanes) return emu::yieldTo(emu::Fiber::Warp);
+    f(W);
+    W.arrived = 0;
+    W.op = -1;
+    emu::wake(w * 32, lanes, emu::Fiber::Warp);
 }
 static inline void __syncwarp(u32 = 0xFFFFFFFFu) {
     emuMeet(1, [](emu::Warp&) {});
@@ -408,18 +447,22 @@ struct EmuCopy {
     const void* g;
     int valid;
 };
-static std::vector<std::vector<std::vector<EmuCopy>>> emuGroups(2048, {{}});
+static std::vector<std::vector<EmuCopy>>& emuGroups() {  // of this fiber
+    static std::vector<std::vector<std::vector<EmuCopy>>> all;
+    if (all.size() < emu::fibers.size()) all.resize(emu::fibers.size(), {{}});
+    return all[emu::current];
+}
 DEVICE void copyAsync(void* s, const void* g, int valid) {
     if ((uintptr_t)s % 16 || (uintptr_t)g % 16) {
         fprintf(stderr, "copyAsync not aligned\n");
         abort();
     }
-    emuGroups[emu::current].back().push_back({s, g, valid});
+    emuGroups().back().push_back({s, g, valid});
 }
-DEVICE void commitCopies() { emuGroups[emu::current].push_back({}); }
+DEVICE void commitCopies() { emuGroups().push_back({}); }
 template <int N>
 DEVICE void awaitCopies() {
-    auto& G = emuGroups[emu::current];
+    auto& G = emuGroups();
     while ((int)G.size() > N + 1) {
         for (auto& c : G[0]) {
             char b[16] = {};
@@ -446,13 +489,19 @@ DEVICE void awaitCopies() {}
 DEVICE void letNextStart() {}
 DEVICE void prefetchLine(const void*) {}
 DEVICE void awaitPrevious() {}
-DEVICE U32x4 loadOnce(const void* p) {
+template <class T>
+static inline T emuLoad(const void* p, const char* what) {
     if ((uintptr_t)p % 16) {
-        fprintf(stderr, "loadOnce not aligned\n");
+        fprintf(stderr, "%s not aligned\n", what);
         abort();
     }
-    return *(const U32x4*)p;
+    return *(const T*)p;
 }
+DEVICE U32x4 loadOnce(const void* p) { return emuLoad<U32x4>(p, "loadOnce"); }
+DEVICE float loadFresh(const float* p) { return *p; }
+DEVICE u32 loadFresh(const u16* p) { return *p; }
+DEVICE F32x4 loadFresh4(const float* p) { return emuLoad<F32x4>(p, "loadFresh4"); }
+DEVICE U32x4 loadFresh4(const u16* p) { return emuLoad<U32x4>(p, "loadFresh4"); }
 DEVICE float warpSum(float v) {
     for (int i = 16; i > 0; i >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, i);
     return v;

@@ -160,6 +160,45 @@ public abstract class EngineTests
         static string Key(GenerationRequest r) => $"{r.Adapter} {r.Messages![0].Content} {r.Sampling}";
     }
 
+    /// <summary>
+    /// The last rows of a prompt see keys and values that three and more steps have stored. Where bits depend on how a prompt is cut, likelihoods
+    /// stay far nearer than another beginning would put them.
+    /// </summary>
+    [Theory]
+    [InlineData(16)]
+    [InlineData(23)]
+    public async Task A_prompt_read_in_many_steps_gets_the_answer_of_one_read_in_one(int stepTokens)
+    {
+        string?[] tenants = ["harbor", null, "lantern"];
+        async Task<Answer[]> Answers(int tokens, string beginning)
+        {
+            await using var engine = Start(stepTokens: tokens);
+            var digests = AddAll(engine);
+            var answers = new Answer[tenants.Length];
+            for (var i = 0; i < answers.Length; i++)
+            {
+                var filler = string.Concat(Enumerable.Repeat("The river runs past the old mill, and every morning the baker carries bread over the bridge to the market. ", 2 + i));
+                answers[i] = await Read(engine, Ask($"{beginning} {filler}And now?", tenants[i] is { } tenant ? digests[tenant] : null, new SamplingOptions { Temperature = 0, LogProbabilities = 5 }, maxTokens: 12));
+            }
+            await Quiet(engine);
+            return answers;
+        }
+        static int Chunks(Answer answer) => answer.Events.OfType<PrefillProgress>().Count(p => p.Done > 0);
+        static IEnumerable<float> Likelihoods(Answer answer) => answer.Events.OfType<TextDelta>().SelectMany(d => d.LogProbabilities).SelectMany(p => p.Top).Select(p => p.LogProbability);
+        static float Apart(Answer a, Answer b) => Likelihoods(a).Zip(Likelihoods(b), (x, y) => Math.Abs(x - y)).Max();
+
+        const string Beginning = "My name is Brindel and I would like to hear a joke.";
+        var (whole, cut, other) = (await Answers(256, Beginning), await Answers(stepTokens, Beginning), await Answers(256, "What is 7 plus 8? Spell lantern, please!"));
+        for (var i = 0; i < tenants.Length; i++)
+        {
+            Assert.Equal(1, Chunks(whole[i]));
+            Assert.InRange(Chunks(cut[i]), 4, int.MaxValue);
+            Assert.Equal(whole[i].Text, cut[i].Text);
+            Assert.Equal(whole[i].Done.Usage, cut[i].Done.Usage);
+            Assert.InRange(Apart(whole[i], cut[i]), 0, LargestExactStep == int.MaxValue ? 0 : Apart(whole[i], other[i]) / 3);
+        }
+    }
+
     [Fact]
     public async Task A_stop_string_over_token_borders_ends_the_answer_before_it()
     {
@@ -401,8 +440,9 @@ public sealed class AheadEngineTests : EngineTests
     private Action<LoraModules> onLoad = _ => { };
     private long? adapterBytes;
     private int maxRank = int.MaxValue;
+    private int maxHeadDim = int.MaxValue;
 
-    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes, Ranks = maxRank };
+    private protected override IBackend Open() => new AheadBackend(new CpuBackend(0)) { OnStep = n => onStep(n), OnLoad = m => onLoad(m), AdapterBytes = adapterBytes, Ranks = maxRank, HeadDims = maxHeadDim };
 
     private async Task<int> MostUnderWay(SamplingOptions sampling)
     {
@@ -483,6 +523,17 @@ public sealed class AheadEngineTests : EngineTests
         Assert.NotEmpty(engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest);                                  // rank 16
         var refused = Assert.Throws<AdapterRefusedException>(() => engine.AddAdapter(Repo.Path("adapters", "lantern")));    // rank 32
         Assert.Contains(refused.Report.Findings, f => f.Code == "rank_limit_exceeded" && f.Expected == "at most 16");
+    }
+
+    [Fact]
+    public void Heads_wider_than_the_device_serves_are_refused_before_any_weight_is_read()
+    {
+        maxHeadDim = 32;
+        var refused = Assert.Throws<ModelFileException>(() => Engine.Start(new EngineOptions { ModelDirectory = Repo.Path("models", "demo-7m") }, Open,
+            source: (name, _, _) => throw new InvalidOperationException($"{name} was read.")));
+        Assert.Equal(("head_dim", "64"), (refused.Field, refused.Found));
+        Assert.EndsWith("config.json", refused.File, StringComparison.Ordinal);
+        Assert.StartsWith("at most 32", refused.Expected, StringComparison.Ordinal);
     }
 
     [Fact]

@@ -23,6 +23,9 @@ internal interface IBackend : IDisposable
     /// <summary>Highest rank of an adapter, shared and unshared together, that the device serves.</summary>
     int MaxAdapterRank { get; }
 
+    /// <summary>Most dimensions of a head that the device serves.</summary>
+    int MaxHeadDim { get; }
+
     /// <summary>Brings weights to the device, one for all parts: matrices of the same columns stacked as rows of one, or vectors joined end to end.</summary>
     DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts);
 

@@ -30,6 +30,11 @@ internal sealed class AheadBackend(IBackend inner) : ForwardingBackend(inner)
 
     public override int MaxAdapterRank => Ranks;
 
+    /// <summary>Most dimensions of a head that the device claims to serve.</summary>
+    public int HeadDims { get; init; } = int.MaxValue;
+
+    public override int MaxHeadDim => HeadDims;
+
     public override MemoryPlan Plan(AttentionShape shape, MemoryWish wanted) =>
         Inner.Plan(shape, wanted) is var plan && AdapterBytes is { } bytes ? plan with { AdapterBytes = bytes } : plan;
 

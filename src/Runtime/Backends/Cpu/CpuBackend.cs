@@ -39,6 +39,8 @@ internal sealed unsafe class CpuBackend : IBackend
 
     public int MaxAdapterRank => int.MaxValue;
 
+    public int MaxHeadDim => int.MaxValue;
+
     public DeviceTensor Upload(params ReadOnlySpan<HostTensor> parts) => CpuWeights.Create(parts);
 
     /// <summary>Eight full contexts within a quarter of the memory. Nothing is taken before it is used, so nothing is refused.</summary>

@@ -1,16 +1,22 @@
 using System.Globalization;
+using System.Numerics.Tensors;
 using System.Runtime.InteropServices;
+using System.Runtime.Intrinsics;
 
 namespace TenantLora.Runtime.Backends.Cuda;
 
 /// <summary>
 /// The adapters on the GPU: one piece of memory that they share, and a table of where each one's factors lie and how they are cut, by which
-/// kernels find them. So a recorded step does not know which adapters it will meet. Loading goes through pinned memory on a stream of its own.
+/// kernels find them. So a recorded step does not know which adapters it will meet. Loading goes through two rooms of pinned memory on a stream
+/// of its own: one is packed by all cores while the other is on its way.
 /// </summary>
 internal sealed unsafe class CudaAdapters : IDisposable
 {
     /// <summary>Entries of the table, whatever their size.</summary>
     public const int Most = 2048;
+
+    /// <summary>Bytes of a room of staging: a piece of an adapter that is still in the cache when it is sent. A larger module makes it larger.</summary>
+    private const long UsualRoom = 8 << 20;
 
     private readonly Lock gate = new();
     private readonly Lock loading = new();
@@ -19,7 +25,8 @@ internal sealed unsafe class CudaAdapters : IDisposable
     private readonly ulong pool;
     private readonly SortedDictionary<long, long> free = [];          // offset -> bytes
     private readonly Stack<int> indices = new(Enumerable.Range(0, Most).Reverse());
-    private Pinned staging;
+    private readonly nint[] sent = new nint[2];                      // events: a room of staging is free again
+    private Pinned staging;                                         // two rooms, then an adapter's entries
 
     public CudaAdapters(CudaDevice device, int layers, long bytes, int maxRank)
     {
@@ -29,20 +36,25 @@ internal sealed unsafe class CudaAdapters : IDisposable
         pool = device.Allocate(bytes);
         Table = device.Allocate(TableBytes(layers));
         free.Add(0, bytes);
+        staging = device.AllocatePinned((2 * UsualRoom) + EntryBytes);
+        for (var i = 0; i < sent.Length; i++) Driver.Check(Driver.cuEventCreate(out sent[i], 2), "cuEventCreate");         // 2: no timing
     }
 
     public int Layers => layers;
 
     private ulong Table { get; }
 
+    /// <summary>Of one adapter.</summary>
+    private int EntryBytes => layers * 7 * sizeof(LoraEntry);
+
+    private long RoomBytes => (staging.Bytes - EntryBytes) / 2;
+
     /// <summary>A projection's entry for the first adapter; those of the others follow at layers·7 entries.</summary>
     public ulong EntriesOf(int layer, Projection projection) => Table + (ulong)(((layer * 7) + (int)projection) * sizeof(LoraEntry));
 
     public static long TableBytes(int layers) => (long)Most * layers * 7 * sizeof(LoraEntry);
 
-    /// <summary>bf16, rows padded to 16 bytes.</summary>
-    public static long SizeOf(LoraModules modules) => modules.All.Sum(m =>
-        2L * (((m.SharedRank + (m.UnsharedRank * m.ChunksA)) * (long)Round8(m.ChunkWidth)) + ((m.SharedRank + (m.UnsharedRank * m.ChunksB)) * (long)Round8(m.ChunkHeight))));
+    public static long SizeOf(LoraModules modules) => modules.All.Sum(m => AdapterPacking.Of(m).Bytes);
 
     public CudaAdapter Load(LoraModules modules)
     {
@@ -52,7 +64,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
         var (index, offset) = Take(bytes);
         try
         {
-            lock (loading) Copy(modules, index, offset, bytes);
+            lock (loading) Copy(modules, index, offset);
         }
         catch
         {
@@ -96,87 +108,70 @@ internal sealed unsafe class CudaAdapters : IDisposable
         }
     }
 
-    private void Copy(LoraModules modules, int index, long offset, long bytes)
+    private void Copy(LoraModules modules, int index, long offset)
     {
-        var tableBytes = layers * 7 * sizeof(LoraEntry);
-        if (staging.Bytes < bytes + tableBytes)
+        var forms = modules.All.Select(AdapterPacking.Of).ToArray();
+        var largest = forms.Select(f => f.Bytes).DefaultIfEmpty(0).Max();
+        if (largest > RoomBytes)
         {
-            if (staging.Bytes > 0) device.FreePinned(staging);
-            staging = device.AllocatePinned((bytes + tableBytes) * 5 / 4);
+            device.FreePinned(staging);
+            staging = default;
+            staging = device.AllocatePinned((2 * largest) + EntryBytes);
         }
-        var table = (LoraEntry*)staging.Host;
-        new Span<byte>(table, tableBytes).Clear();
-        var data = (ushort*)(staging.Host + tableBytes);
-        long next = 0;      // elements
-        ulong Place(Action<nint> fill, long elements)
+        device.Enter();
+        var (room, to) = (RoomBytes, pool + (ulong)offset);
+        var places = new long[forms.Length];
+        for (int first = 0, end, turn = 0; first < forms.Length; first = end, turn ^= 1)
         {
-            var at = pool + (ulong)(offset + (next * 2));
-            fill((nint)(data + next));
-            next += elements;
-            return elements == 0 ? 0 : at;
+            var bytes = 0L;
+            for (end = first; end < forms.Length && bytes + forms[end].Bytes <= room; bytes += forms[end++].Bytes) places[end] = bytes;
+            var host = staging.Address + (nint)(turn * room);
+            Driver.Check(Driver.cuEventSynchronize(sent[turn]), "loading an adapter");
+            Parallel.For(first * 2, end * 2, half =>
+            {
+                var (form, at) = (forms[half / 2], host + (nint)places[half / 2]);
+                if (half % 2 == 0) form.PackA((ushort*)at);
+                else form.PackB((ushort*)(at + (nint)form.BytesA));
+            });
+            Driver.Check(Driver.cuMemcpyHtoDAsync_v2(to, (void*)host, (nuint)bytes, device.LoadStream), "copying an adapter");
+            Driver.Check(Driver.cuEventRecord(sent[turn], device.LoadStream), "copying an adapter");
+            to += (ulong)bytes;
         }
+        var table = (LoraEntry*)(staging.Host + (2 * room));
+        Describe(modules, table, pool + (ulong)offset);
+        Driver.Check(Driver.cuMemcpyHtoDAsync_v2(Table + (ulong)((long)index * EntryBytes), table, (nuint)EntryBytes, device.LoadStream), "copying an adapter's entries");
+        Driver.Check(Driver.cuStreamSynchronize(device.LoadStream), "loading an adapter");
+    }
+
+    /// <summary>An adapter's entries of the table, its factors beginning at <paramref name="at"/>.</summary>
+    private void Describe(LoraModules modules, LoraEntry* table, ulong at)
+    {
+        new Span<byte>(table, EntryBytes).Clear();
         for (var layer = 0; layer < layers; layer++)
             for (var projection = Projection.Query; projection <= Projection.Down; projection++)
             {
                 if (modules[layer, projection] is not { } m) continue;
-                var (r, u, width, height) = (m.SharedRank, m.UnsharedRank, Round8(m.ChunkWidth), Round8(m.ChunkHeight));
+                var form = AdapterPacking.Of(m);
                 table[(layer * 7) + (int)projection] = new LoraEntry
                 {
-                    A = Place(to => Rows(m.A, r, m.ChunkWidth, width, (ushort*)to), (long)r * width),
-                    AVec = Place(to => Chunks(m.AVec, u, m.ChunksA, m.ChunkWidth, width, (ushort*)to), (long)u * m.ChunksA * width),
-                    B = Place(to => Transposed(m.B, r, m.ChunkHeight, height, (ushort*)to), (long)r * height),
-                    BVec = Place(to => Chunks(m.BVec, u, m.ChunksB, m.ChunkHeight, height, (ushort*)to), (long)u * m.ChunksB * height),
-                    Shared = r,
-                    Unshared = u,
+                    A = at,
+                    B = at + (ulong)form.BytesA,
+                    Shared = m.SharedRank,
+                    Unshared = m.UnsharedRank,
                     ChunksA = m.ChunksA,
                     ChunksB = m.ChunksB,
                     ShiftA = m.ShiftA,
                     ShiftB = m.ShiftB,
                     ChunkWidth = m.ChunkWidth,
                     ChunkHeight = m.ChunkHeight,
-                    StrideA = width,
-                    StrideB = height,
-                    Scale = m.Scale,
+                    RowsA = form.RowsA,
+                    RowsB = form.RowsB,
                     Inputs = m.Inputs,
                     Outputs = m.Outputs,
+                    Scale = m.Scale,
                 };
+                at += (ulong)form.Bytes;
             }
-        device.Enter();
-        Driver.Check(Driver.cuMemcpyHtoDAsync_v2(pool + (ulong)offset, data, (nuint)(next * 2), device.LoadStream), "copying an adapter");
-        Driver.Check(Driver.cuMemcpyHtoDAsync_v2(Table + (ulong)((long)index * tableBytes), table, (nuint)tableBytes, device.LoadStream), "copying an adapter's entries");
-        Driver.Check(Driver.cuStreamSynchronize(device.LoadStream), "loading an adapter");
-    }
-
-    private static int Round8(int count) => (count + 7) / 8 * 8;
-
-    private static void Rows(HostTensor? from, int rows, int cols, int stride, ushort* to)
-    {
-        for (var r = 0; r < rows; r++) Bf16.Copy(from!, (long)r * cols, cols, to + ((long)r * stride), stride);
-    }
-
-    /// <summary>(cols, rows) in the file becomes (rows, stride).</summary>
-    private static void Transposed(HostTensor? from, int rows, int cols, int stride, ushort* to)
-    {
-        if (from is null) return;
-        new Span<ushort>(to, rows * stride).Clear();
-        if (from.Type == DType.BF16)
-        {
-            // A few cache lines of each row at a time; long strides would miss on every value.
-            var source = (ushort*)from.Data;
-            for (var first = 0; first < cols; first += 64)
-                for (var k = 0; k < rows; k++)
-                    for (var t = first; t < Math.Min(cols, first + 64); t++) to[((long)k * stride) + t] = source[((long)t * rows) + k];
-            return;
-        }
-        for (var t = 0; t < cols; t++)
-            for (var k = 0; k < rows; k++) to[((long)k * stride) + t] = Bf16.At(from, ((long)t * rows) + k);
-    }
-
-    private static void Chunks(HostTensor? from, int rows, int chunks, int width, int stride, ushort* to)
-    {
-        for (var r = 0; r < rows; r++)
-            for (var j = 0; j < chunks; j++, to += stride)
-                Bf16.Copy(from!, ((long)r * from!.Cols) + (j * width), Math.Clamp(from.Cols - (j * width), 0, width), to, stride);
     }
 
     public void Dispose()
@@ -184,16 +179,16 @@ internal sealed unsafe class CudaAdapters : IDisposable
         device.Free(pool);
         device.Free(Table);
         if (staging.Bytes > 0) device.FreePinned(staging);
+        foreach (var one in sent) _ = Driver.cuEventDestroy_v2(one);
     }
 
     /// <summary>Lora in lora.cuh.</summary>
     [StructLayout(LayoutKind.Sequential)]
     private struct LoraEntry
     {
-        public ulong A, B, AVec, BVec;
-        public int Shared, Unshared, ChunksA, ChunksB, ShiftA, ShiftB, ChunkWidth, ChunkHeight, StrideA, StrideB;
+        public ulong A, B;
+        public int Shared, Unshared, ChunksA, ChunksB, ShiftA, ShiftB, ChunkWidth, ChunkHeight, RowsA, RowsB, Inputs, Outputs;
         public float Scale;
-        public int Inputs, Outputs;
         private readonly int reserved;
     }
 }
@@ -201,25 +196,20 @@ internal sealed unsafe class CudaAdapters : IDisposable
 /// <summary>An adapter on the GPU. Disposed when no step reads it any more.</summary>
 internal sealed class CudaAdapter : DeviceAdapter
 {
-    private const int MostSlices = 16;
     private readonly CudaAdapters owner;
     private readonly long offset;
-    private readonly (int Slices, int Rows)[][] pieces;
+    private readonly int[] slices = new int[4];
     private bool disposed;
 
     public CudaAdapter(CudaAdapters owner, int index, long offset, long bytes, LoraModules modules)
     {
         (this.owner, Index, this.offset, Bytes) = (owner, index, offset, bytes);
-        pieces = new (int, int)[4][];
-        for (var kind = 0; kind < 4; kind++)
-        {
-            var of = kind switch { 0 => (Projection.Query, 3), 1 => (Projection.Output, 1), 2 => (Projection.Gate, 2), _ => (Projection.Down, 1) };
-            var found = new HashSet<(int, int)>();
-            for (var layer = 0; layer < modules.Layers; layer++)
-                for (var p = 0; p < of.Item2; p++)
-                    if (modules[layer, of.Item1 + p] is { } m) found.Add((Slices((m.ChunkWidth + 7) / 8 * 8), Math.Max(1, 32 / m.ChunksA)));
-            pieces[kind] = [.. found];
-        }
+        for (var layer = 0; layer < modules.Layers; layer++)
+            for (var p = Projection.Query; p <= Projection.Down; p++)
+            {
+                var kind = p switch { < Projection.Output => 0, Projection.Output => 1, < Projection.Down => 2, _ => 3 };
+                if (modules[layer, p] is { } m) slices[kind] = Math.Max(slices[kind], AdapterPacking.SlicesOf(m.ChunkWidth));
+            }
         MaxRank = modules.All.Select(m => m.SharedRank + m.UnsharedRank).DefaultIfEmpty(0).Max();
     }
 
@@ -229,25 +219,103 @@ internal sealed class CudaAdapter : DeviceAdapter
 
     public override long Bytes { get; }
 
-    /// <summary>Pieces into which so many rows' work at a kind of site falls: slices of A's columns, and runs of rows. As in lora.cuh.</summary>
-    public int Units(int kind, int rows)
-    {
-        var most = 0;
-        foreach (var (slices, each) in pieces[kind]) most = Math.Max(most, slices * ((rows + each - 1) / each));
-        return most;
-    }
-
-    private static int Slices(int stride)
-    {
-        var width = Math.Max(256, (((stride + MostSlices - 1) / MostSlices) + 31) / 32 * 32);
-        return (stride + width - 1) / width;
-    }
+    /// <summary>Into how many slices of A's columns a row's work falls, at most, at sites of a kind (Site in lora.cuh); 0: it adapts none.</summary>
+    public int Slices(int kind) => slices[kind];
 
     public override void Dispose()
     {
         if (disposed) return;
         disposed = true;
         owner.Return(Index, offset, Bytes);
+    }
+}
+
+/// <summary>How a module's factors lie on the device: Lora in lora.cuh, A first, both in bf16 and in the order in which tensor cores read them.</summary>
+internal readonly unsafe record struct AdapterPacking(LoraModule Module, int RowsA, int RowsB)
+{
+    private const int TileRows = 32, Together = 256, MostSlices = 16;
+
+    public static AdapterPacking Of(LoraModule m) => new(m, m.SharedRank + (m.UnsharedRank * m.ChunksA), m.SharedRank + (m.UnsharedRank * m.ChunksB));
+
+    public long BytesA => 2L * RowsA * ColumnsA;
+
+    public long BytesB => 2L * Pairs * 2 * Tiles * TileRows;
+
+    public long Bytes => BytesA + BytesB;
+
+    private int ColumnsA => (Module.ChunkWidth + 7) / 8 * 8;
+
+    private int Tiles => (Module.ChunkHeight + TileRows - 1) / TileRows;
+
+    private int Pairs => (RowsB + 1) / 2;
+
+    /// <summary>slicesOf in lora.cuh.</summary>
+    public static int SlicesOf(int chunkWidth)
+    {
+        var width = Math.Max(128, (((chunkWidth + MostSlices - 1) / MostSlices) + 31) / 32 * 32);
+        return (chunkWidth + width - 1) / width;
+    }
+
+    /// <summary>[t / 8][row][t % 8]: of each row a few cache lines at a time.</summary>
+    public void PackA(ushort* to)
+    {
+        var (m, r, rows, columns, width) = (Module, Module.SharedRank, RowsA, ColumnsA, Module.ChunkWidth);
+        var piece = stackalloc ushort[Together];
+        for (var first = 0; first < columns; first += Together)
+            for (var row = 0; row < rows; row++)
+            {
+                var (k, j) = row < r ? (row, 0) : Math.DivRem(row - r, m.ChunksA);
+                var from = row < r ? m.A! : m.AVec!;
+                var begin = ((long)k * from.Cols) + (j * width);
+                var (count, valid) = (Math.Min(columns - first, Together), Math.Clamp(Math.Min(from.Cols - (j * width), width) - first, 0, Together));
+                var source = (ushort*)from.Data + begin + first;
+                if (from.Type != DType.BF16 || valid < count) Bf16.Copy(from, begin + first, valid, source = piece, count);
+                var at = to + ((long)first * rows) + (row * 8);
+                for (var t = 0; t < count; t += 8, at += rows * 8) Vector128.Store(Vector128.Load(source + t), at);
+            }
+    }
+
+    /// <summary>[t / 32][row / 2][t % 8][t % 32 / 8][row % 2].</summary>
+    public void PackB(ushort* to)
+    {
+        var (m, r, rows, pairs, height) = (Module, Module.SharedRank, RowsB, Pairs, Module.ChunkHeight);
+        var rounded = stackalloc ushort[m.B is null or { Type: DType.BF16 } ? 0 : TileRows * r];
+        var piece = stackalloc ushort[TileRows];
+        for (var first = 0; first < height; first += TileRows, to += pairs * 2 * TileRows)
+        {
+            var count = Math.Min(TileRows, height - first);
+            new Span<ushort>(to, pairs * 2 * TileRows).Clear();
+            if (m.B is { } b)
+            {
+                if (b.Type != DType.BF16) Bf16.Copy(b, (long)first * r, count * r, rounded, count * r);
+                Transpose(b.Type == DType.BF16 ? (ushort*)b.Data + ((long)first * r) : rounded, count, r, to);
+            }
+            for (var row = r; row < rows; row++)
+            {
+                var (k, i) = Math.DivRem(row - r, m.ChunksB);
+                var begin = (i * height) + first;
+                Bf16.Copy(m.BVec!, ((long)k * m.Outputs) + begin, Math.Clamp(m.Outputs - begin, 0, count), piece, TileRows);
+                var at = to + PlaceOf(row, 0);
+                for (var t = 0; t < TileRows; t++) at[PlaceOf(0, t)] = piece[t];
+            }
+        }
+    }
+
+    private static int PlaceOf(int row, int t) => (row / 2 * 2 * TileRows) + (t % 8 * 8) + (t / 8 * 2) + (row % 2);
+
+    /// <summary>A tile of the shared ranks; (rows, ranks) in the file.</summary>
+    private static void Transpose(ushort* from, int count, int ranks, ushort* to)
+    {
+        if (count == TileRows)
+            for (var t = 0; t < 8; t++)
+            {
+                var eight = 8 * ranks;
+                ushort* row = from + (t * ranks), at = to + PlaceOf(0, t);
+                for (var k = 0; k + 2 <= ranks; k += 2, row += 2, at += 2 * TileRows)
+                    Vector128.Store(Vector128.Create(*(uint*)row, *(uint*)(row + eight), *(uint*)(row + (2 * eight)), *(uint*)(row + (3 * eight))), (uint*)at);
+            }
+        for (var t = 0; t < count; t++)
+            for (var k = count == TileRows ? ranks / 2 * 2 : 0; k < ranks; k++) to[PlaceOf(k, t)] = from[(t * ranks) + k];
     }
 }
 
@@ -265,7 +333,18 @@ internal static unsafe class Bf16
     public static void Copy(HostTensor from, long first, int count, ushort* to, int stride)
     {
         if (from.Type == DType.BF16) new ReadOnlySpan<ushort>((ushort*)from.Data + first, count).CopyTo(new Span<ushort>(to, count));
-        else for (var i = 0; i < count; i++) to[i] = At(from, first + i);
+        else if (from.Type == DType.F32) Round((float*)from.Data + first, count, to);
+        else
+        {
+            const int Piece = 256;
+            var widened = stackalloc float[Piece];
+            for (var i = 0; i < count; i += Piece)
+            {
+                var some = Math.Min(Piece, count - i);
+                TensorPrimitives.ConvertToSingle(new ReadOnlySpan<Half>((Half*)from.Data + first + i, some), new Span<float>(widened, some));
+                Round(widened, some, to + i);
+            }
+        }
         new Span<ushort>(to + count, stride - count).Clear();
     }
 
@@ -275,6 +354,19 @@ internal static unsafe class Bf16
         DType.F16 => (float)((Half*)from.Data)[index],
         _ => ((float*)from.Data)[index],
     };
+
+    private static void Round(float* from, int count, ushort* to)
+    {
+        static Vector256<uint> Of(Vector256<uint> v)
+        {
+            var isNaN = Vector256.GreaterThan(v & Vector256.Create(0x7FFFFFFFu), Vector256.Create(0x7F800000u));
+            return Vector256.ConditionalSelect(isNaN, Vector256.Create(0x7FFFu), (v + Vector256.Create(0x7FFFu) + ((v >>> 16) & Vector256<uint>.One)) >>> 16);
+        }
+        var i = 0;
+        for (; i + 16 <= count; i += 16)
+            Vector256.Store(Vector256.Narrow(Of(Vector256.Load((uint*)from + i)), Of(Vector256.Load((uint*)from + i + 8))), to + i);
+        for (; i < count; i++) to[i] = Round(from[i]);
+    }
 
     private static ushort Round(float value)
     {

@@ -17,7 +17,12 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>Most rows of a product that streams its weights.</summary>
     private const int FewRows = 128;
 
-    private const int LinearThreads = 544, LinearHeader = 17408, LinearShared = 180224, TileRows = 128, MostParts = 16, MostSlices = 16, ShrinkColumns = 1024, MostHeadDim = 256, MostRank = 512;
+    /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
+    private const int ChainThreads = 576, CrewThreads = 256, ChainHeader = 17408, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RoomBytes = 2048, MostSlices = 16, ShrinkColumns = 1024;
+
+    private const int ExpandThreads = 256, ExpandBlocks = 2, ExpandShared = 32768;
+
+    private const int MostParts = 16, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
 
     private readonly CudaDevice device;
@@ -36,13 +41,13 @@ internal sealed unsafe class CudaBackend : IBackend
     private Pinned staging;
     private CudaAdapters? adapters;
     private StepArrays? arrays;
-    private ulong rules, pieces, pieceCounters;
-    private long pieceBytes, pieceCounterBytes;
+    private readonly List<PendingLinear> chain = [];
+    private ulong rules, pieces, pieceCounters, counters;
+    private long pieceBytes, pieceCounterBytes, counterBytes, countersUsed, countersMost;
     private long ruleBytes;
     private DrawRule[] draws = [];
     private bool anyAdapters;
     private int highestRank, zStride;
-    private ulong ready;
     private int turn;
 
     /// <param name="device">Owned from here on.</param>
@@ -84,6 +89,8 @@ internal sealed unsafe class CudaBackend : IBackend
     public int PreferredStepTokens => GoodStepTokens;
 
     public int MaxAdapterRank => MostRank;
+
+    public int MaxHeadDim => MostHeadDim;
 
     public CudaDevice Device => device;
 
@@ -203,14 +210,7 @@ internal sealed unsafe class CudaBackend : IBackend
         return adapters!.Load(modules);
     }
 
-    private void MakeAdapters(int layers, long bytes)
-    {
-        adapters = new CudaAdapters(device, layers, bytes, maxRank);
-        ready = device.Allocate(ReadyBytes(layers));
-    }
-
-    /// <summary>A counter for each site, part and row: how much of a row's rank-sized middle is there (linear.cu).</summary>
-    private static long ReadyBytes(int layers) => layers * 4L * 3 * FewRows * sizeof(int);
+    private void MakeAdapters(int layers, long bytes) => adapters = new CudaAdapters(device, layers, bytes, maxRank);
 
     // ---- Steps
 
@@ -222,7 +222,7 @@ internal sealed unsafe class CudaBackend : IBackend
         if (!decodes)
         {
             Begin(batch);
-            result = forward(new StepForm(batch.Rows, batch.LogitRows.Length));
+            result = Whole(forward, new StepForm(batch.Rows, batch.LogitRows.Length));
         }
         else
         {
@@ -237,7 +237,7 @@ internal sealed unsafe class CudaBackend : IBackend
             else if (recording is null)
             {
                 // The first step of a form runs as it is: it loads kernels and grows memory, which a recording must not.
-                result = forward(new StepForm(rows, rows));
+                result = Whole(forward, new StepForm(rows, rows));
                 recordings.Add(key, new Recording(0, null));
             }
             else
@@ -251,11 +251,20 @@ internal sealed unsafe class CudaBackend : IBackend
                 else
                 {
                     arena.Reset();
-                    result = forward(new StepForm(rows, rows));         // as it is, and another time perhaps
+                    result = Whole(forward, new StepForm(rows, rows));         // as it is, and another time perhaps
                 }
             }
         }
         Fetch();
+        return result;
+    }
+
+    /// <summary>The verbs, with nothing of them left to be launched.</summary>
+    private DeviceTensor? Whole(Func<StepForm, DeviceTensor?> forward, StepForm form)
+    {
+        var result = forward(form);
+        if (result is CudaScratch { Pending: not null } made) Launch(made);
+        Flush();
         return result;
     }
 
@@ -270,7 +279,7 @@ internal sealed unsafe class CudaBackend : IBackend
             CudaException? broken = null;
             try
             {
-                result = forward(new StepForm(rows, rows));
+                result = Whole(forward, new StepForm(rows, rows));
             }
             catch (CudaException error)
             {
@@ -326,6 +335,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private void Send(Batch batch)
     {
         arena.Reset();
+        chain.Clear();
         draws = batch.Draws;
         anyAdapters = false;
         highestRank = 0;
@@ -335,7 +345,8 @@ internal sealed unsafe class CudaBackend : IBackend
                 anyAdapters = true;
                 highestRank = Math.Max(highestRank, adapter.MaxRank);
             }
-        if (anyAdapters && batch.Rows <= FewRows) Driver.Check(Driver.cuMemsetD8Async(ready, 0, (nuint)ReadyBytes(adapters!.Layers), device.Stream), "cuMemsetD8");
+        if (countersMost > 0) Driver.Check(Driver.cuMemsetD8Async(counters, 0, (nuint)countersMost, device.Stream), "cuMemsetD8");
+        countersUsed = 0;
         zStride = Math.Min(maxRank, Math.Max(16, (int)BitOperations.RoundUpToPowerOf2((uint)highestRank)));
         Arrays(0, 1).Send(batch, allShort: batch.Rows <= FewRows);
         if (batch.Draws.Length == 0) return;
@@ -369,75 +380,159 @@ internal sealed unsafe class CudaBackend : IBackend
 
     private void Norm(CudaScratch? delta, CudaScratch x, CudaWeights weight, float epsilon, CudaScratch y)
     {
-        var (sums, site) = delta is null ? default : Unfinished(delta);
-        var (step, rows, pointer, stride, scale, cols, outStride) = (arrays!.Header, arrays.RowsAt, x.Pointer, x.Stride, weight.Vector, x.Cols, y.Stride);
-        ulong operand = y.Precision == Precision.Operand ? y.Pointer : 0, full = y.Precision == Precision.Full ? y.Pointer : 0;
-        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &pointer, &stride, &scale, &epsilon, &operand, &full, &outStride, &cols };
-        var many = Many(sums, site);
-        var shared = ((many ? cols + site.ZStride : 2 * cols) + 32) * sizeof(float);
-        Launch(kernels.Get(many ? "addNormMany" : "addNorm", shared), x.Rows, 1, many ? 512 : 256, shared, arguments);
+        y.Norm = new Normed(x, weight, epsilon);
+        FinishSums(delta, x, "residual", new Finish
+        {
+            Kind = FinishKind.Residual,
+            Columns = x.Cols,
+            X = x.Pointer,
+            XStride = x.Stride,
+            Out = y.Precision == Precision.Operand ? y.Pointer : 0,
+            OutStride = y.Stride,
+            Squares = y.Squares,
+            Weight = weight.Vector,
+        }, (x.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
     }
+
+    /// <summary>What comes next of a linear's sums: in the chain with it, or as a kernel of its own.</summary>
+    private void FinishSums(CudaScratch? of, CudaScratch rows, string kernel, Finish finish, int items)
+    {
+        if (of?.Pending is { } linear)
+        {
+            of.Pending = null;
+            Add(linear, finish);
+            return;
+        }
+        var sums = of is null ? default : of.Sums.Y != 0 ? of.Sums : new Sums { Y = of.Pointer, Stride = of.Stride };
+        var (step, count, adapterOf) = (arrays!.Header, RowsOf(rows), arrays.AdapterOfAt);
+        var arguments = stackalloc void*[] { &step, &count, &adapterOf, &sums, &finish };
+        Launch(kernels.Get(kernel), (items + 7) / 8, 1, 256, 0, arguments);
+    }
+
+    /// <summary>A linear alone, whose sums are read later.</summary>
+    private void Launch(CudaScratch y)
+    {
+        var linear = y.Pending!;
+        y.Pending = null;
+        Add(linear, default);
+    }
+
+    /// <summary>Where its number of rows stands: the step's, or that of the step's logits.</summary>
+    private ulong RowsOf(CudaScratch x) => arrays!.Header + (ulong)(x.OfLogitRows ? sizeof(int) : 0);
 
     public void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y)
     {
         var (from, w, to) = ((CudaScratch)x, (CudaWeights)weight, (CudaScratch)y);
         if (from.Precision != Precision.Operand) throw new ArgumentException("A Linear multiplies operands.");
         var where = SiteOf(site, to.Cols);
-        var rows = to.Rows;
-        var few = rows <= FewRows;
-        var sums = new Sums { Stride = to.Stride, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
-        if (few)
+        var sums = new Sums { Stride = to.Stride, Part = (long)to.Rows * to.Stride, Inputs = from.Cols, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
+        if (from.Norm is { } norm) (sums.Squares, sums.Epsilon) = (from.Squares, norm.Epsilon);
+        if (to.Rows > FewRows)
         {
-            // What the adapters add lies behind the parts.
-            (sums.Y, sums.Part, sums.Parts) = (to.TakeSums(w.MostParts + (where.Parts > 0 ? 1 : 0)), (long)rows * to.Stride, w.PartsOfTile);
-            if (where.Parts > 0) sums.Extra = sums.Y + (ulong)(w.MostParts * sums.Part * sizeof(float));
-            Stream(from, w, sums, where, site, rows);
+            sums.Y = to.TakeSums(1);
+            if (where.Parts > 0) Adapt(from, where, sums.Y, to.Stride);
+            Flush();
+            matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, to.Rows, w.Rows, w.Cols, add: where.Parts > 0, device.Stream);
         }
         else
         {
-            sums.Y = to.TakeSums(1);
-            if (where.Parts > 0) Shrink(from, where);
-            matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, rows, w.Rows, w.Cols, device.Stream);
+            // What the adapters add lies behind the parts.
+            (sums.Y, sums.Parts) = (to.TakeSums(w.MostParts + (where.Parts > 0 ? 1 : 0)), w.PartsOfTile);
+            if (where.Parts > 0) sums.Extra = sums.Y + (ulong)(w.MostParts * sums.Part * sizeof(float));
+            to.Pending = new PendingLinear(new Op
+            {
+                W = w.Matrix,
+                X = from.Pointer,
+                Outputs = w.Rows,
+                Inputs = w.Cols,
+                WStride = w.Stride,
+                XStride = from.Stride,
+                Blocks = w.Blocks,
+                Rows = RowsOf(from),
+                Sums = sums,
+                Site = where,
+            }, w, from);
         }
-        to.Leave(sums, where);
+        to.Sums = sums;
     }
 
-    private void Stream(CudaScratch x, CudaWeights w, Sums sums, Site site, LoraSite? of, int rows)
+    /// <summary>Puts a linear and what becomes of it behind those that wait, and launches them where no more fit.</summary>
+    private void Add(PendingLinear linear, Finish finish)
     {
-        // A step's rows, or those of its logits.
-        var (step, groups, pointer, stride, y, part, yStride) = (arrays!.Header, arrays.GroupsAt, x.Pointer, x.Stride, sums.Y, sums.Part, sums.Stride);
-        var count = step + (ulong)(x.OfLogitRows ? 4 : 0);
-        var view = new WeightView { W = w.Matrix, Stride = w.Stride, Outputs = w.Rows, Inputs = w.Cols };
-        var columns = rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
-        var stage = (TileRows + (8 * columns)) * 128;
-        var shared = LinearHeader + (Math.Min(8, (Math.Min(device.SharedBytes, LinearShared) - LinearHeader) / stage) * stage);
+        var op = linear.Op;
+        if (chain.Count > 0 && ColumnTiles(chain[0].X.Rows) != ColumnTiles(linear.X.Rows)) Flush();
+        var (tiles, ready) = (finish.Kind == FinishKind.Nothing ? 0 : (op.Outputs + TileRows - 1) / TileRows * CounterStride, op.Site.Parts * FewRows);
+        op.Counters = Counters((2 * CounterStride) + tiles + ready);
+        if (tiles > 0) op.Tiles = op.Counters + (2 * CounterStride * sizeof(int));
+        op.Site.Ready = op.Counters + (ulong)(((2 * CounterStride) + tiles) * sizeof(int));
+        op.Finish = finish;
+        chain.Add(linear with { Op = op });
+        if (chain.Count == Chain.Most || finish.Kind == FinishKind.Nothing) Flush();
+    }
+
+    /// <summary>So many counters, which are 0 when the step begins.</summary>
+    private ulong Counters(int count)
+    {
+        var bytes = (count * 4L + 127) & -128;
+        if (countersUsed + bytes > counterBytes)
+        {
+            Flush();
+            Grow(ref counters, ref counterBytes, Math.Max(4 << 20, 2 * (countersUsed + bytes)));
+            countersUsed = 0;
+        }
+        var at = counters + (ulong)countersUsed;
+        countersUsed += bytes;
+        countersMost = Math.Max(countersMost, countersUsed);
+        return at;
+    }
+
+    /// <summary>Tiles of 8 rows of x that a product is compiled for.</summary>
+    private static int ColumnTiles(int rows) => rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
+
+    /// <summary>Launches the linears that wait, as one kernel.</summary>
+    private void Flush()
+    {
+        if (chain.Count == 0) return;
+        var tiles = ColumnTiles(chain[0].X.Rows);
+        var (weightStage, rowStage) = (TileRows * 128, 8 * tiles * 128);
+        var stages = device.IsHopper
+            ? (Math.Min(WeightStages, (device.SharedBytes - ChainHeader - (RowStages * rowStage)) / weightStage) * weightStage) + (RowStages * rowStage)
+            : Math.Min(MmaStages, (device.SharedBytes - ChainHeader) / (weightStage + rowStage)) * (weightStage + rowStage);
         // The driver wants maps at 64 bytes.
-        var maps = stackalloc byte[(2 * sizeof(TensorMap)) + 64];
-        var wMap = (TensorMap*)(((nint)maps + 63) & ~63);
-        var xMap = wMap + 1;
-        *wMap = w.Map;
-        *xMap = device.IsHopper ? MapOf(pointer, rows, w.Cols, stride, 8 * columns) : default;
-        var (rowInfos, extra) = (arrays.RowsAt, sums.Extra);
-        var counters = of is null ? 0 : ready + (ulong)(((of.Layer * 4) + site.Kind) * 3 * FewRows * sizeof(int));
-        var arguments = stackalloc void*[] { &step, &count, &rowInfos, &groups, &view, &pointer, &stride, &y, &part, &yStride, &site, &counters, &extra, wMap, xMap };
-        Launch(kernels.Get($"linear_{columns}", shared), w.Blocks, 1, LinearThreads, shared, arguments);
+        var room = stackalloc byte[sizeof(Chain) + 64];
+        var it = (Chain*)(((nint)room + 63) & ~63);
+        *it = new Chain { Step = arrays!.Header, AdapterOf = arrays.AdapterOfAt, ShortRows = arrays.ShortRowsAt, Count = chain.Count };
+        for (var i = 0; i < chain.Count; i++)
+        {
+            var (op, w, x) = chain[i];
+            it->Ops[i] = op;
+            it->W[i] = w.Map;
+            if (device.IsHopper) it->X[i] = MapOf(x.Pointer, x.Rows, w.Cols, x.Stride, 8 * tiles);
+        }
+        chain.Clear();
+        var arguments = stackalloc void*[] { it };
+        Launch(kernels.Get($"chain_{tiles}", ChainHeader + stages), device.Multiprocessors, 1, ChainThreads, ChainHeader + stages, arguments);
     }
 
-    private void Shrink(CudaScratch x, Site site)
+    /// <summary>What adapters add to many rows, to <paramref name="y"/>, ahead of the product.</summary>
+    private void Adapt(CudaScratch x, Site site, ulong y, int yStride)
     {
-        var (step, groups, tiles, pointer, stride) = (arrays!.Header, arrays.GroupsAt, arrays.ShrinkTilesAt, x.Pointer, x.Stride);
-        if (arrays.Last.Groups > 0)
+        var (step, adapterOf, shortRows, tiles, pointer, stride) = (arrays!.Header, arrays.AdapterOfAt, arrays.ShortRowsAt, arrays.AdapterTilesAt, x.Pointer, x.Stride);
+        if (arrays.Last.ShortRows > 0)
         {
-            var arguments = stackalloc void*[] { &step, &groups, &pointer, &stride, &site };
-            Launch(kernels.Get("shrinkShort"), device.Multiprocessors, 1, LinearThreads - 32, LinearHeader, arguments);
+            site.Ready = Counters(site.Parts * arrays.Last.ShortRows);
+            var arguments = stackalloc void*[] { &step, &adapterOf, &shortRows, &pointer, &stride, &site, &y, &yStride };
+            Launch(kernels.Get("adaptShort"), device.Multiprocessors, 1, CrewThreads, CrewThreads / 32 * RoomBytes, arguments);
         }
-        if (arrays.Last.ShrinkTiles > 0)
+        if (arrays.Last.AdapterTiles > 0)
         {
-            var (count, inputs, partialStride, arrived) = (step + 20, x.Cols, site.Parts * ((highestRank + 3) / 4 * 4), shrinkCounters);
+            var (inputs, partialStride, arrived) = (x.Cols, site.Parts * ((highestRank + 3) / 4 * 4), shrinkCounters);
             var pieces = (inputs + ShrinkColumns - 1) / ShrinkColumns;
-            var partial = arena.Take((long)arrays.Last.ShrinkTiles * pieces * StepArrays.ShrinkTileRows * partialStride * sizeof(float));
-            var arguments = stackalloc void*[] { &count, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
-            Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.ShrinkTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
+            var partial = arena.Take((long)arrays.Last.AdapterTiles * pieces * StepArrays.AdapterTileRows * partialStride * sizeof(float));
+            var arguments = stackalloc void*[] { &step, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
+            Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.AdapterTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
+            var expand = stackalloc void*[] { &step, &tiles, &site, &y, &yStride };
+            Launch(kernels.Get("expandLong", ExpandShared), ExpandBlocks * device.Multiprocessors, 1, ExpandThreads, ExpandShared, expand);
         }
     }
 
@@ -464,28 +559,24 @@ internal sealed unsafe class CudaBackend : IBackend
         };
     }
 
-    /// <summary>What a linear left in <paramref name="y"/>, or y itself.</summary>
-    private static (Sums Sums, Site Site) Unfinished(CudaScratch y) => y.Sums.Y != 0 ? (y.Sums, y.Site) : (new Sums { Y = y.Pointer, Stride = y.Stride }, default);
-
     public void RopeAndStore(DeviceTensor qkv, HeadNorms? norms, KvCache cache, int layer)
     {
         var (x, store, shape) = ((CudaScratch)qkv, (CudaKvCache)cache, cache.Shape);
-        var (sums, site) = Unfinished(x);
         if (x.Queries == 0) x.Queries = arena.Take((long)x.Rows * shape.Heads * store.DimStride * 2);
-        var (step, rows, positions, slots, heads, queries, frequencies) = (arrays!.Header, arrays.RowsAt, arrays.PositionsAt, arrays.SlotsAt, shape.Heads, x.Queries, store.Frequencies);
-        var (queryNorm, keyNorm, epsilon) = norms is null ? default : (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
-        var layout = store.Layout(layer);
-        var arguments = stackalloc void*[] { &step, &rows, &positions, &slots, &sums, &site, &heads, &queryNorm, &keyNorm, &epsilon, &frequencies, &queries, &layout };
-        if (Many(sums, site))
+        var finish = new Finish
         {
-            var shared = ((Math.Max(shape.Heads, shape.KvHeads) * shape.HeadDim) + shape.HeadDim + site.ZStride) * sizeof(float);
-            Launch(kernels.Get("ropeStoreMany", shared), x.Rows, 3, 256, shared, arguments);
-        }
-        else Launch(kernels.Get("ropeStore"), x.Rows, (shape.Heads + (2 * shape.KvHeads) + 7) / 8, 256, 0, arguments);
+            Kind = FinishKind.Rope,
+            Columns = x.Cols,
+            Out = x.Queries,
+            Positions = arrays!.PositionsAt,
+            Slots = arrays.SlotsAt,
+            Frequencies = store.Frequencies,
+            Heads = shape.Heads,
+            Cache = store.Layout(layer),
+        };
+        if (norms is not null) (finish.QueryNorm, finish.KeyNorm, finish.Epsilon) = (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
+        FinishSums(x, x, "rope", finish, x.Rows * (shape.Heads + (2 * shape.KvHeads)));
     }
-
-    /// <summary>Whether the reader makes the adapters' part itself: nobody did so beside the sums.</summary>
-    private static bool Many(Sums sums, Site site) => site.Parts > 0 && sums.Extra == 0;
 
     public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)
     {
@@ -531,31 +622,38 @@ internal sealed unsafe class CudaBackend : IBackend
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
     {
         var (x, to) = ((CudaScratch)gateUp, (CudaScratch)y);
-        var (sums, site) = Unfinished(x);
-        var (step, rows, inner, pointer, stride) = (arrays!.Header, arrays.RowsAt, to.Cols, to.Pointer, to.Stride);
-        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &inner, &pointer, &stride };
-        if (Many(sums, site))
-        {
-            var (runs, shared) = ((inner + 511) / 512, 8 * site.ZStride * sizeof(float));
-            Launch(kernels.Get("swiGluMany", shared), ((x.Rows * runs) + 3) / 4, 1, 128, shared, arguments);
-        }
-        else Launch(kernels.Get("swiGlu"), (inner + 1023) / 1024, x.Rows, 256, 0, arguments);
+        FinishSums(x, x, "swiGlu", new Finish { Kind = FinishKind.SwiGlu, Columns = to.Cols, Out = to.Pointer, OutStride = to.Stride }, (to.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
     }
 
     public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
     {
         var (from, to) = ((CudaScratch)x, (CudaScratch)y);
         to.OfLogitRows = true;
+        if (from.Norm is { } norm)
+        {
+            TakeNormed(from, norm, arrays!.Header + sizeof(int), arrays.LogitRowsAt, to.Rows, to);
+            return;
+        }
         var (step, rows, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.LogitRowsAt, from.Pointer, from.Stride, from.Cols, to.Pointer, to.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &pointer, &stride, &cols, &into, &intoStride };
         var name = (from.Precision, to.Precision) switch { (Precision.Full, Precision.Full) => "takeRows_full", (Precision.Full, _) => "takeRows_round", _ => "takeRows_operand" };
         Launch(kernels.Get(name), to.Rows, 1, 256, 0, arguments);
     }
 
+    /// <summary>Some rows of a norm, finished.</summary>
+    private void TakeNormed(CudaScratch normed, Normed norm, ulong count, ulong chosen, int rows, CudaScratch to)
+    {
+        var (pointer, stride, squares, weight, epsilon, cols, outStride) = (norm.X.Pointer, norm.X.Stride, normed.Squares, norm.Weight.Vector, norm.Epsilon, normed.Cols, to.Stride);
+        ulong operand = to.Precision == Precision.Operand ? to.Pointer : 0, full = to.Precision == Precision.Full ? to.Pointer : 0;
+        var arguments = stackalloc void*[] { &count, &chosen, &pointer, &stride, &squares, &weight, &epsilon, &cols, &operand, &full, &outStride };
+        Launch(kernels.Get("takeNormed"), rows, 1, 256, 0, arguments);
+    }
+
     public void Draw(DeviceTensor logits, int vocabulary)
     {
         var x = (CudaScratch)logits;
-        var sums = Unfinished(x).Sums;
+        if (x.Pending is not null) Launch(x);
+        var sums = x.Sums.Y != 0 ? x.Sums : new Sums { Y = x.Pointer, Stride = x.Stride };
         var view = new LogitsView { Sums = sums.Y, PartsOfTile = sums.Parts, PartStride = sums.Part, TileShift = 7, Stride = sums.Stride, Vocabulary = vocabulary };
         var workStride = (vocabulary + 3) / 4 * 4;
         var work = arena.Take((long)x.Rows * workStride * sizeof(float));
@@ -569,8 +667,16 @@ internal sealed unsafe class CudaBackend : IBackend
         device.Enter();
         var from = (CudaScratch)x;
         var rows = host.Length / from.Cols;
-        var pointer = from.Sums.Y != 0 ? Finished(from) : from.Pointer;
-        var full = from.Sums.Y != 0 || from.Precision == Precision.Full;
+        if (from.Norm is { } norm)
+        {
+            var values = new CudaScratch(arena, from.Rows, from.Cols, Precision.Full);
+            TakeNormed(from, norm, RowsOf(from), 0, from.Rows, values);
+            from = values;
+        }
+        else if (from.Sums.Y != 0)
+            FinishSums(from, from, "finish", new Finish { Kind = FinishKind.Plain, Columns = from.Cols, X = from.Pointer, XStride = from.Stride }, (from.Cols + TileRows - 1) / TileRows * ((from.Rows + 1) / 2));
+        Flush();
+        var (pointer, full) = (from.Pointer, from.Precision == Precision.Full);
         var bytes = (long)rows * from.Stride * (full ? 4 : 2);
         var raw = new byte[bytes];
         fixed (byte* to = raw)
@@ -586,18 +692,9 @@ internal sealed unsafe class CudaBackend : IBackend
         }
     }
 
-    /// <summary>y itself, its sums added up and its rows' adapters with them.</summary>
-    private ulong Finished(CudaScratch y)
-    {
-        var (sums, site) = (y.Sums, y.Site);
-        var (step, rows, second, third, cols, into, stride) = (arrays!.Header, arrays.RowsAt, site.Second, site.Third, y.Cols, y.Pointer, y.Stride);
-        var arguments = stackalloc void*[] { &step, &rows, &sums, &site, &second, &third, &cols, &into, &stride };
-        Launch(kernels.Get("finish"), y.Rows, 1, 256, Math.Max(site.ZStride, 1) * sizeof(float), arguments);
-        return into;
-    }
-
     private void Launch(nint kernel, int x, int y, int threads, int shared, void** arguments)
     {
+        Flush();
         var attribute = new Driver.LaunchAttribute { Id = 6, Value = 1 };
         var config = new Driver.LaunchConfig
         {
@@ -702,7 +799,7 @@ internal sealed unsafe class CudaBackend : IBackend
             Send(x, (byte*)from, 2L * size * size);
             Send(w, (byte*)from, 2L * size * size);
         }
-        var milliseconds = Time(() => matrices.Multiply(x, size, w, size, y, size, size, size, size, device.Stream));
+        var milliseconds = Time(() => matrices.Multiply(x, size, w, size, y, size, size, size, size, add: false, device.Stream));
         foreach (var pointer in (ulong[])[x, w, y]) device.Free(pointer);
         return 2e3 * size * size * size / milliseconds;
     }
@@ -737,7 +834,7 @@ internal sealed unsafe class CudaBackend : IBackend
         matrices.Dispose();
         kernels.Dispose();
         arena.Dispose();
-        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces, pieceCounters, ready]) device.Free(pointer);
+        foreach (var pointer in (ulong[])[matrixWorkspace, shortZ, wholeZ, drawn, results, tops, shrinkCounters, rules, pieces, pieceCounters, counters]) device.Free(pointer);
         foreach (var room in resultRooms.Concat(ruleRooms).Append(staging)) if (room.Bytes > 0) device.FreePinned(room);
         foreach (var e in events) _ = Driver.cuEventDestroy_v2(e);
         device.Dispose();

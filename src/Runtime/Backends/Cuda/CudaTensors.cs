@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Runtime.InteropServices;
 
 namespace TenantLora.Runtime.Backends.Cuda;
@@ -41,7 +42,7 @@ internal sealed class CudaWeights(CudaDevice device, DType type, int rows, int c
 /// </summary>
 internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision precision) : DeviceTensor(precision == Precision.Full ? DType.F32 : DType.BF16, rows, cols)
 {
-    private ulong pointer, sums;
+    private ulong pointer, sums, squares;
     private long sumsBytes;
 
     public Precision Precision { get; } = precision;
@@ -51,16 +52,23 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
 
     public ulong Pointer => pointer != 0 ? pointer : pointer = arena.Take((long)Rows * Stride * (Precision == Precision.Full ? 4 : 2));
 
-    /// <summary>What a linear has left here, if one has.</summary>
-    public Sums Sums { get; private set; }
+    /// <summary>What a linear has left here, if one has, or will once <see cref="Pending"/> has run.</summary>
+    public Sums Sums { get; set; }
 
-    public Site Site { get; private set; }
+    /// <summary>The linear that makes this and waits for its reader, so that both become one.</summary>
+    public PendingLinear? Pending { get; set; }
+
+    /// <summary>What this is the norm of, if it is one: its values still lack the row's factor.</summary>
+    public Normed? Norm { get; set; }
 
     /// <summary>Its rows are those whose logits are wanted.</summary>
     public bool OfLogitRows { get; set; }
 
     /// <summary>Rotated queries, bf16 [row][head][dimStride], once <see cref="CudaBackend.RopeAndStore"/> has been here.</summary>
     public ulong Queries { get; set; }
+
+    /// <summary>fp32 (rows, tiles of 128 columns): room for the squares of what this is the norm of.</summary>
+    public ulong Squares => squares != 0 ? squares : squares = arena.Take((long)Rows * ((Cols + 127) / 128) * sizeof(float));
 
     /// <summary>Room for so many parts of sums.</summary>
     public ulong TakeSums(int parts)
@@ -69,9 +77,16 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
         if (sumsBytes < bytes) (sums, sumsBytes) = (arena.Take(bytes), bytes);
         return sums;
     }
-
-    public void Leave(Sums left, Site site) => (Sums, Site) = (left, site);
 }
+
+/// <summary>A product of few rows that has not been launched.</summary>
+/// <param name="Op">It, but for its finishing and its counters.</param>
+/// <param name="W">Its weight.</param>
+/// <param name="X">Its rows.</param>
+internal sealed record PendingLinear(Op Op, CudaWeights W, CudaScratch X);
+
+/// <summary>x·weight, to be multiplied by 1 / sqrt(mean(x²) + ε).</summary>
+internal sealed record Normed(CudaScratch X, CudaWeights Weight, float Epsilon);
 
 /// <summary>Device room for one step's activations, in pieces that never move: a recorded step finds them where they were.</summary>
 internal sealed class CudaArena(CudaDevice device) : IDisposable
@@ -168,10 +183,10 @@ internal struct Sums
 {
     public ulong Y;
     public long Part;
-    public int Stride;
-    public ulong Parts;
-    public ulong Bias;
-    public ulong Extra;
+    public ulong Parts, Bias, Extra, Squares;
+    public int Stride, Inputs;
+    public float Epsilon;
+    private readonly int reserved;
 }
 
 [StructLayout(LayoutKind.Sequential)]
@@ -183,13 +198,64 @@ internal struct Site
     public int ZPart, WholePart;
     public int Second, Third, Columns;
     private readonly int reserved;
+    public ulong Ready;
+}
+
+internal enum FinishKind
+{
+    Nothing,
+    Residual,
+    Rope,
+    SwiGlu,
+    Plain,
 }
 
 [StructLayout(LayoutKind.Sequential)]
-internal struct WeightView
+internal struct Finish
 {
-    public ulong W;
-    public int Stride, Outputs, Inputs;
+    public FinishKind Kind;
+    public int Columns;
+    public ulong X, Out, Squares, Weight;
+    public int XStride, OutStride;
+    public ulong Positions, Slots, QueryNorm, KeyNorm, Frequencies;
+    public float Epsilon;
+    public int Heads;
+    public CacheLayout Cache;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct Op
+{
+    public ulong W, X;
+    public int Outputs, Inputs, WStride, XStride, Blocks;
+    private readonly int reserved;
+    public ulong Rows, Tiles, Counters;
+    public Sums Sums;
+    public Site Site;
+    public Finish Finish;
+}
+
+[StructLayout(LayoutKind.Sequential)]
+internal struct Chain
+{
+    public const int Most = 4;
+    public FourMaps W, X;
+    public FourOps Ops;
+    public ulong Step, AdapterOf, ShortRows;
+    public int Count;
+    private readonly int reserved;
+
+    [InlineArray(Most)]
+    internal struct FourMaps
+    {
+        private TensorMap first;
+    }
+
+    [InlineArray(Most)]
+    internal struct FourOps
+    {
+        private Op first;
+    }
 }
 
 [StructLayout(LayoutKind.Sequential)]

@@ -6,21 +6,21 @@ namespace TenantLora.Runtime.Backends.Cuda;
 
 /// <summary>
 /// The kernels of <c>Kernels/*.cu</c>, compiled for the GPU at hand when it is first met; machine code is kept in the user's cache folder under a
-/// digest of source, compiler and options, so the next start takes milliseconds. A cache that cannot be written or read only costs time.
+/// digest of source, compiler and options, so the next start takes milliseconds. A cache that cannot be written or read, or is damaged, only costs time.
 /// </summary>
 internal sealed unsafe class KernelLibrary : IDisposable
 {
     /// <summary>What each file starts from, and how its kernels' names begin.</summary>
     private static readonly (string Name, string[] Parts, string[] Kernels)[] Files =
     [
-        ("linear", ["common.cuh", "lora.cuh", "linear.cu"], ["linear_", "shrinkShort"]),
-        ("finish", ["common.cuh", "lora.cuh", "finish.cu"], ["addNorm", "ropeStore", "swiGlu", "finish"]),
+        ("chain", ["common.cuh", "lora.cuh", "finish.cuh", "chain.cu"], ["chain_"]),
+        ("finish", ["common.cuh", "lora.cuh", "finish.cuh", "finish.cu"], ["residual", "rope", "swiGlu", "finish", "takeNormed"]),
         ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"], ["attendAny"]),
         ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"], ["attendDecode"]),
         ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"], ["attendPrefill"]),
         ("draw", ["common.cuh", "draw.cu"], ["draw"]),
         ("embed", ["common.cuh", "embed.cu"], ["embed", "takeRows"]),
-        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"], ["shrinkLong"]),
+        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"], ["shrinkLong", "expandLong", "adaptShort"]),
     ];
 
     private readonly CudaDevice device;
@@ -66,20 +66,31 @@ internal sealed unsafe class KernelLibrary : IDisposable
         var (major, minor) = Nvrtc.Version;
         var key = Convert.ToHexStringLower(SHA256.HashData(Encoding.UTF8.GetBytes($"{major}.{minor}\n{string.Join('\n', options)}\n{source}")));
         var folder = Path.Combine(Environment.GetFolderPath(Environment.SpecialFolder.LocalApplicationData, Environment.SpecialFolderOption.DoNotVerify) is { Length: > 0 } user ? user : Path.GetTempPath(), "TenantLora", "kernels");
-        var path = Path.Combine(folder, $"{name}-{key[..32]}.cubin");
+        return Cached(Path.Combine(folder, $"{name}-{key[..32]}.cubin"), () => Nvrtc.Compile(name, source, options));
+    }
+
+    /// <summary>
+    /// What is kept at <paramref name="path"/>, or is made and kept there. It lies behind its digest: the driver, not told where an image ends,
+    /// must not see a damaged one.
+    /// </summary>
+    internal static byte[] Cached(string path, Func<byte[]> make)
+    {
+        const int Digest = SHA256.HashSizeInBytes;
         try
         {
-            if (File.Exists(path)) return File.ReadAllBytes(path);
+            if (File.Exists(path) && File.ReadAllBytes(path) is { Length: > Digest } kept && SHA256.HashData(kept.AsSpan(Digest)).AsSpan().SequenceEqual(kept.AsSpan(0, Digest)))
+                return kept[Digest..];
         }
         catch (Exception error) when (error is IOException or UnauthorizedAccessException)
         {
         }
-        var code = Nvrtc.Compile(name, source, options);
+        var code = make();
         try
         {
+            var folder = Path.GetDirectoryName(path)!;
             Directory.CreateDirectory(folder);
             var temporary = Path.Combine(folder, Path.GetRandomFileName());
-            File.WriteAllBytes(temporary, code);
+            File.WriteAllBytes(temporary, [.. SHA256.HashData(code), .. code]);
             File.Move(temporary, path, overwrite: true);
         }
         catch (Exception error) when (error is IOException or UnauthorizedAccessException)

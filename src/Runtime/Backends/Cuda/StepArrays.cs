@@ -15,15 +15,15 @@ internal sealed unsafe class StepArrays : IDisposable
     public const int AttendTileRows = 128;
 
     /// <summary>Rows in a tile of a long segment's adapter.</summary>
-    public const int ShrinkTileRows = 64;
+    public const int AdapterTileRows = 64;
 
-    /// <summary>Rows of a segment whose adapter's work is done beside the products; longer ones have a kernel of their own.</summary>
+    /// <summary>Rows of a segment whose adapter is worked on row by row, at most; longer ones are cut into tiles.</summary>
     public const int ShortRows = 16;
 
     private const int Buffers = 3;
     private readonly CudaDevice device;
     private readonly int rows, blockCapacity;
-    private readonly long tokens, positions, slots, rowInfos, groups, logitRows, tiles, shrinkTiles, attendItems, blockTable, bytes;
+    private readonly long tokens, positions, slots, adapterOf, shortRows, logitRows, tiles, adapterTiles, attendItems, blockTable, bytes;
     private readonly Pinned[] pinned = new Pinned[Buffers];
     private readonly ulong data;
     private int turn;
@@ -49,11 +49,11 @@ internal sealed unsafe class StepArrays : IDisposable
         tokens = Room(rows * 4L);
         positions = Room(rows * 4L);
         slots = Room(rows * 4L);
-        rowInfos = Room(rows * 16L);
-        groups = Room(rows * 16L);
+        adapterOf = Room(rows * 4L);
+        shortRows = Room(rows * 4L);
         logitRows = Room(rows * 4L);
         tiles = Room(rows * 16L);
-        shrinkTiles = Room(rows * 16L);
+        adapterTiles = Room(rows * 16L);
         attendItems = Room(AttendItems * 32L);
         blockTable = Room(blockCapacity * 4L);
         bytes = next;
@@ -79,15 +79,16 @@ internal sealed unsafe class StepArrays : IDisposable
 
     public ulong SlotsAt => data + (ulong)slots;
 
-    public ulong RowsAt => data + (ulong)rowInfos;
+    /// <summary>Each row's adapter, by its index; -1: none.</summary>
+    public ulong AdapterOfAt => data + (ulong)adapterOf;
 
-    public ulong GroupsAt => data + (ulong)groups;
+    public ulong ShortRowsAt => data + (ulong)shortRows;
 
     public ulong LogitRowsAt => data + (ulong)logitRows;
 
     public ulong TilesAt => data + (ulong)tiles;
 
-    public ulong ShrinkTilesAt => data + (ulong)shrinkTiles;
+    public ulong AdapterTilesAt => data + (ulong)adapterTiles;
 
     public ulong AttendItemsAt => data + (ulong)attendItems;
 
@@ -98,7 +99,7 @@ internal sealed unsafe class StepArrays : IDisposable
 
     /// <summary>Packs and sends.</summary>
     /// <param name="batch">The step.</param>
-    /// <param name="allShort">All rows' adapters are worked on beside the products, however long their segments.</param>
+    /// <param name="allShort">All rows' adapters are worked on row by row, however long their segments.</param>
     public void Send(Batch batch, bool allShort)
     {
         if (batch.Rows > rows) throw new ArgumentException($"The step has {batch.Rows} rows, and there is room for {rows}.");
@@ -118,29 +119,27 @@ internal sealed unsafe class StepArrays : IDisposable
         if (blocks > 0) Driver.Check(Driver.cuMemcpyHtoDAsync_v2(BlockTableAt, host + blockTable, (nuint)(blocks * 4), device.Stream), "sending a step's blocks");
     }
 
+    /// <summary>A segment's rows are short rows or in tiles, those of the base model too: where any row is adapted, a kernel has all of them in hand.</summary>
     private void PackAdapters(Batch batch, byte* host, Counts* step, bool allShort)
     {
-        var infos = (RowInfo*)(host + rowInfos);
-        var shorts = (Group*)(host + groups);
-        var longs = (Group*)(host + shrinkTiles);
-        var shortRows = 0;
+        var of = new Span<int>(host + adapterOf, batch.Rows);
+        var shorts = (int*)(host + shortRows);
+        var longs = (AdapterTile*)(host + adapterTiles);
+        var any = allShort || Array.Exists(batch.Segments, s => s.Adapter is CudaAdapter);
         foreach (var (first, count, on) in batch.Segments)
         {
             var adapter = on as CudaAdapter;
-            var isShort = allShort || count <= ShortRows;
-            for (var r = 0; r < count; r++)
-                infos[first + r] = new RowInfo { Adapter = adapter?.Index ?? -1, SegmentFirst = first, SegmentRows = count, ShortIndex = isShort ? shortRows + r : -1 };
-            if (adapter is not null && isShort)
-                for (var r = 0; r < count; r += ShortRows)
-                {
-                    var inGroup = Math.Min(ShortRows, count - r);
-                    shorts[step->Groups++] = new Group { FirstRow = first + r, Rows = inGroup, Adapter = adapter.Index, FirstShort = shortRows + r };
-                    for (var kind = 0; kind < 4; kind++) step->Units[kind] = Math.Max(step->Units[kind], adapter.Units(kind, inGroup));
-                }
-            else if (adapter is not null)
-                for (var r = 0; r < count; r += ShrinkTileRows)
-                    longs[step->ShrinkTiles++] = new Group { FirstRow = first + r, Rows = Math.Min(ShrinkTileRows, count - r), Adapter = adapter.Index };
-            if (isShort) shortRows += count;
+            var index = adapter?.Index ?? -1;
+            of.Slice(first, count).Fill(index);
+            if (!any) continue;
+            if (allShort || count <= ShortRows)
+            {
+                for (var r = 0; r < count; r++) shorts[step->ShortRows++] = first + r;
+                for (var kind = 0; kind < 4 && adapter is not null; kind++) step->Slices[kind] = Math.Max(step->Slices[kind], adapter.Slices(kind));
+            }
+            else
+                for (var r = 0; r < count; r += AdapterTileRows)
+                    longs[step->AdapterTiles++] = new AdapterTile { FirstRow = first + r, Rows = Math.Min(AdapterTileRows, count - r), Adapter = index };
         }
     }
 
@@ -188,20 +187,15 @@ internal sealed unsafe class StepArrays : IDisposable
     [StructLayout(LayoutKind.Sequential, Size = 64)]
     internal struct Counts
     {
-        public int Rows, LogitRows, Groups, AttendItems, Tiles, ShrinkTiles;
-        public fixed int Units[4];
+        public int Rows, LogitRows, ShortRows, AttendItems, Tiles, AdapterTiles;
+        public fixed int Slices[4];
     }
 
     [StructLayout(LayoutKind.Sequential)]
-    private struct RowInfo
+    private struct AdapterTile
     {
-        public int Adapter, SegmentFirst, SegmentRows, ShortIndex;
-    }
-
-    [StructLayout(LayoutKind.Sequential)]
-    private struct Group
-    {
-        public int FirstRow, Rows, Adapter, FirstShort;
+        public int FirstRow, Rows, Adapter;
+        private readonly int reserved;
     }
 
     [StructLayout(LayoutKind.Sequential)]

@@ -10,7 +10,7 @@ namespace TenantLora.Runtime.Tests.Backends.Cuda;
 public sealed class KernelEmulationTests
 {
     [Theory]
-    [InlineData("linear")]
+    [InlineData("chain")]
     [InlineData("finish")]
     [InlineData("lora_prefill")]
     [InlineData("embed")]

@@ -25,7 +25,7 @@ struct Fetch {
     int unit, slot;                 // slot: of position lane % 16 of the tile to fetch next, −1 where nothing is seen
     Share share;
     const int* table;
-    int kvHead;
+    int kvHead, newest;             // tile of the row's own position, which the kernel before this one has written
 };
 DEVICE void advance(Fetch& f, const AttendItem* items, int units, int slices, int perKvHead, const int* blockTable, const Cache& cache, int window) {
     f.share.tile += DecodeWarps;
@@ -36,6 +36,7 @@ DEVICE void advance(Fetch& f, const AttendItem* items, int units, int slices, in
             f.share = shareOf(item, window, threadIdx.x / 32);
             f.table = blockTable + item.blocks;
             f.kvHead = f.unit % slices / perKvHead;
+            f.newest = item.position / TilePositions;
         }
     }
     const int p = f.share.tile * TilePositions + (threadIdx.x & 15);
@@ -167,16 +168,22 @@ DEVICE void decode(const Step* step, const AttendItem* items, const int* blockTa
     float* ends = partial + DecodeWarps * rowsMost * (DIM + 8);
     const float scale = scaleOf(cache);
     letNextStart();
-    awaitPrevious();
     const int units = step->attendItems * slices;
 
-    Fetch ahead = { (int)blockIdx.x - (int)gridDim.x, -1, { 0, 0, 0, 0 }, blockTable, 0 };
+    // Keys and values of earlier steps need not wait.
+    Fetch ahead = { (int)blockIdx.x - (int)gridDim.x, -1, { 0, 0, 0, 0 }, blockTable, 0, 0 };
     advance(ahead, items, units, slices, perKvHead, blockTable, cache, window);
+    bool waited = false;
     for (int i = 0; i < Stages; i++) {
+        if (!waited && ahead.unit < units && ahead.share.tile == ahead.newest) {
+            awaitPrevious();
+            waited = true;
+        }
         if (ahead.unit < units) fetchTile<DIM>(ring + i * stageSize, cache, ahead.slot);
         commitCopies();
         advance(ahead, items, units, slices, perKvHead, blockTable, cache, window);
     }
+    if (!waited) awaitPrevious();
     int stage = 0;
     for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
         const AttendItem item = items[unit / slices];

@@ -6,6 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define DEVICE static __device__ __forceinline__
+#define DEVICE_MEMBER __device__ __forceinline__
 
 struct alignas(8) U32x2 { u32 x, y; };
 struct alignas(16) U32x4 { u32 x, y, z, w; };
@@ -64,6 +65,46 @@ DEVICE void awaitPrevious() {
 #endif
 }
 
+// What other multiprocessors have written while this kernel runs: past the L1.
+DEVICE float loadFresh(const float* p) {
+    float v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+DEVICE F32x4 loadFresh4(const float* p) {
+    F32x4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+DEVICE U32x4 loadFresh4(const u16* p) {
+    U32x4 v;
+    asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");
+    return v;
+}
+DEVICE u32 loadFresh(const u16* p) {
+    u16 v;
+    asm volatile("ld.global.cg.u16 %0, [%1];" : "=h"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// Until a counter that others raise has reached `count`; what they wrote before is seen after.
+DEVICE void awaitCount(const u32* counter, u32 count) {
+    u32 there;
+    for (;;) {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(there) : "l"(counter) : "memory");
+        if (there >= count) return;
+        __nanosleep(32);
+    }
+}
+// What this thread wrote, and those that it has met at a barrier, is seen by whoever finds the counter raised.
+DEVICE void raise(u32* counter) {
+    __threadfence();
+    atomicAdd(counter, 1u);
+}
+
+// `threads` of a block meet at one of its barriers 1 to 15.
+DEVICE void meet(int barrier, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
+
 // Read once: past the L1, first to leave the L2.
 DEVICE U32x4 loadOnce(const void* p) {
     U32x4 v;
@@ -84,13 +125,11 @@ DEVICE float warpMax(float v) {
 struct Step {
     int rows;             // of this step; a recorded step is launched for more, and those beyond are skipped
     int logitRows;
-    int groups;           // rows with one adapter that are few: what shrinks beside a product of few rows
+    int shortRows;        // rows whose adapters are worked on one by one; the others are in adapter tiles
     int attendItems;      // pieces of attention over at most 512 positions each, decoding rows only
     int tiles;            // tiles of rows of a prompt, for attention
-    int shrinkTiles;      // tiles of rows of a prompt, for adapters
-    int units[4];         // pieces of a group's work at qkv, output, gate-up and down: the most that any adapter of the step has
+    int adapterTiles;     // tiles of rows of a prompt, for adapters
+    int slices[4];        // of a row's z at qkv, output, gate-up and down: the most that any adapter of the step has
 };
-struct Group { int firstRow, rows, adapter, firstShort; };          // at most 16 rows; adapter: index into the table; firstShort: index of z's first
-struct Row { int adapter, segmentFirst, segmentRows, shortIndex; }; // adapter −1: base; shortIndex −1: the row's z comes whole, from the prompts' kernel
 
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]

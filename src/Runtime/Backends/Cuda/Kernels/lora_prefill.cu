@@ -1,11 +1,11 @@
-// z = A·x for the long segments of prompts, beside the product that reads the same x: tensor cores with rows of x as rows and ranks as columns.
+// The adapters of prompts. Long segments come in tiles of up to 64 rows of one adapter: shrinkLong makes their z, expandLong what it adds to y.
+// adaptShort does both for the rows that are worked on one by one.
+//
+// z = A·x beside the product that reads the same x: tensor cores with rows of x as rows and ranks as columns.
 // Ranks are few, so the work is to read x once for all parts of a site. A column of z meets, at each chunk of x, another row of the compact A
 // (its rank rotated) or its own piece of A_vec: pieces of 8 columns are fetched from where they lie, and A is never expanded in memory.
 // A short prompt gives few tiles of 64 rows, so 1024 columns of x are dealt out at a time; the block that comes last to a tile adds the sums of
 // them all, from left to right. The order of sums thus depends on the columns alone, not on rows, tiles or blocks.
-//
-//   for r, k < r':  z[r, k] = Σ_j Σ_t a[(k + j·shiftA) mod r', t]·x[r, j·chunkWidth + t]
-//   for r, k < u:   z[r, r' + k] = Σ_j Σ_t aVec[k·chunksA + j, t]·x[r, j·chunkWidth + t]
 //
 // Needs lora.cuh.
 
@@ -16,21 +16,11 @@ static const int SplitColumns = 1024;
 static const int LongStageBytes = (TileRows + PassRanks) * StageColumns * 2;    // 64 KiB for all, so that three blocks share a multiprocessor
 static const int LongPieces = TileRows * 8 / LongThreads;   // of 16 bytes, of each factor, a thread and stage
 
-struct ShrinkTile { int firstRow, rows, adapter, reserved; };                   // at most 64 rows of one adapter, −1 the base model
+struct AdapterTile { int firstRow, rows, adapter, reserved; };                   // at most 64 rows of one adapter, −1 the base model
 
-#ifndef EMULATED
-// What another block has just written: past the L1.
-DEVICE F32x4 loadFresh(const float* p) {
-    F32x4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
-    return v;
-}
-#endif
-
-// The row of factors that column k of z meets at chunk j.
+// The row of a that column k of z meets at chunk j: t's 8 columns are at [t·rowsA].
 DEVICE const u16* factorRow(const Lora& m, int k, int j) {
-    return k < m.shared ? m.a + (long long)((k + j * m.shiftA) % m.shared) * m.strideA
-                        : m.aVec + ((long long)(k - m.shared) * m.chunksA + j) * m.strideA;
+    return m.a + (k < m.shared ? (k + j * m.shiftA) % m.shared : m.shared + (k - m.shared) * m.chunksA + j) * 8;
 }
 
 // Which part and rank the n-th of a site's ranks is.
@@ -44,7 +34,7 @@ DEVICE Rank rankAt(const Lora* modules, int n) {
 // Where a thread is in the row of factors that it feeds to a stage.
 struct Feed {
     const u16* row;
-    int part, k, width, chunk, t;
+    int part, k, width, rows, chunk, t;
 };
 
 // The same 16 bytes, column by column, where chunks do not begin at multiples of 8.
@@ -54,14 +44,14 @@ DEVICE U32x4 slowPiece(const Lora& m, int k, int column, int inputs) {
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         if (t == m.chunkWidth) { t = 0; j++; }
-        if (column + i < inputs) pairs[i / 2] |= (u32)factorRow(m, k, j)[t] << i % 2 * 16;
+        if (column + i < inputs) pairs[i / 2] |= (u32)factorRow(m, k, j)[t / 8 * 8 * m.rowsA + t % 8] << i % 2 * 16;
         t++;
     }
     return {pairs[0], pairs[1], pairs[2], pairs[3]};
 }
 
 // Sums of 64 rows and the ranks from `first` on over one split's columns, to `partial` (row, rank).
-DEVICE void shrinkPass(const ShrinkTile& tile, const Lora* modules, int first, int ranks, const u16* x, int xStride, int begin, int inputs, float* partial, int partialStride, unsigned char* stages) {
+DEVICE void shrinkPass(const AdapterTile& tile, const Lora* modules, int first, int ranks, const u16* x, int xStride, int begin, int inputs, float* partial, int partialStride, unsigned char* stages) {
     const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, q = lane % 4, piece = thread % 8, line = thread / 8;
     const int here = min(PassRanks, ranks - first), steps = (min(SplitColumns, inputs - begin) + StageColumns - 1) / StageColumns;
     const u16* rows = x + (long long)tile.firstRow * xStride;
@@ -71,10 +61,10 @@ DEVICE void shrinkPass(const ShrinkTile& tile, const Lora* modules, int first, i
     for (int i = 0; i < LongPieces; i++) {
         Feed& f = feeds[i];
         const int n = line + i * (LongThreads / 8), column = begin + piece * 8;
-        f = {x, 0, 0, 8, 0, 0};
+        f = {x, 0, 0, 8, 0, 0, 0};
         if (n >= here) continue;
         const Rank rank = rankAt(modules, first + n);
-        f.part = rank.part; f.k = rank.k; f.width = modules[rank.part].chunkWidth;
+        f.part = rank.part; f.k = rank.k; f.width = modules[rank.part].chunkWidth; f.rows = modules[rank.part].rowsA;
         f.chunk = column / f.width; f.t = column % f.width;
         if (column < inputs) f.row = factorRow(modules[f.part], f.k, f.chunk);
     }
@@ -102,7 +92,7 @@ DEVICE void shrinkPass(const ShrinkTile& tile, const Lora* modules, int first, i
                 Feed& f = feeds[i];
                 unsigned char* at = to + (TileRows + n) * 128 + ((piece ^ (n & 7)) << 4);
                 if (f.width % 8 != 0) { *(U32x4*)at = slowPiece(modules[f.part], f.k, column, inputs); continue; }
-                copyAsync(at, bytes > 0 ? f.row + f.t : rows, bytes);
+                copyAsync(at, bytes > 0 ? f.row + (long long)f.t * f.rows : rows, bytes);
                 f.t += StageColumns;
                 if (f.t >= f.width && column + StageColumns < inputs) {
                     f.chunk += f.t / f.width;
@@ -145,17 +135,17 @@ DEVICE void shrinkPass(const ShrinkTile& tile, const Lora* modules, int first, i
 }
 
 // z of a tile, to site.whole: the splits' sums, added from left to right.
-DEVICE void addSplits(const ShrinkTile& tile, const Site& site, const Lora* modules, int ranks, int splits, const float* partial, int partialStride) {
+DEVICE void addSplits(const AdapterTile& tile, const Site& site, const Lora* modules, int ranks, int splits, const float* partial, int partialStride) {
     const int quads = (ranks + 3) / 4, Ahead = 7;           // loads under way together
     for (int e = threadIdx.x; e < tile.rows * quads; e += LongThreads) {
         const int row = e / quads, n = e % quads * 4;
         const float* from = partial + (long long)row * partialStride + n;
-        F32x4 sum = loadFresh(from);
+        F32x4 sum = loadFresh4(from);
         for (int s = 1; s < splits; s += Ahead) {
             F32x4 more[Ahead];
 #pragma unroll
             for (int i = 0; i < Ahead; i++)
-                if (s + i < splits) more[i] = loadFresh(from + (long long)(s + i) * TileRows * partialStride);
+                if (s + i < splits) more[i] = loadFresh4(from + (long long)(s + i) * TileRows * partialStride);
 #pragma unroll
             for (int i = 0; i < Ahead; i++)
                 if (s + i < splits) { sum.x += more[i].x; sum.y += more[i].y; sum.z += more[i].z; sum.w += more[i].w; }
@@ -172,15 +162,15 @@ DEVICE void addSplits(const ShrinkTile& tile, const Site& site, const Lora* modu
 
 // x is (rows, xStride), xStride a multiple of 8; `inputs` of its columns count. `partial` is [tile][split][64][partialStride], partialStride a
 // multiple of 4 and at least the ranks of all parts together; `arrived` is [tile], zero before the first launch and after each.
-extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const int* tileCount, const ShrinkTile* tiles, const u16* x, int xStride, int inputs, Site site, float* partial, int partialStride, u32* arrived) {
+extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const Step* step, const AdapterTile* tiles, const u16* x, int xStride, int inputs, Site site, float* partial, int partialStride, u32* arrived) {
     DYNAMIC_SHARED(stages);
     __shared__ bool last;
     letNextStart();
     awaitPrevious();
-    const int splits = (inputs + SplitColumns - 1) / SplitColumns, items = *tileCount * splits;
+    const int splits = (inputs + SplitColumns - 1) / SplitColumns, items = step->adapterTiles * splits;
     for (int item = blockIdx.x; item < items; item += gridDim.x) {
         const int index = item / splits, split = item % splits;
-        const ShrinkTile tile = tiles[index];
+        const AdapterTile tile = tiles[index];
         if (tile.adapter < 0) continue;
         const Lora* modules = site.table + (long long)tile.adapter * site.perAdapter;
         int ranks = 0;
@@ -202,4 +192,173 @@ extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const in
         __threadfence();
         addSplits(tile, site, modules, ranks, splits, sums, partialStride);
     }
+}
+
+// ---- y = scale·B(z): rows are the tile's rows, 32 columns of y within a chunk its columns. y takes by far the most bytes, and z fits beside it: for a
+// chunk it is prepared once, rotated, scaled and split into upper and lower bf16, in the order in which lanes want it.
+
+static const int GroupRanks = 128;                          // of b, whose z is in shared memory together: 4 KiB for each 16
+static const int RunUnits = 4;                              // at most, of 32 columns, that a warp takes of an item
+
+// [16 ranks][16 rows][upper, lower][lane]. Ranks first … first + ranks − 1 of b; each warp sees to 16 rows.
+DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, int part, int chunk, int first, int ranks, U32x4* to) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, row = warp * 16 + g;
+    if (warp * 16 >= tile.rows) return;
+    const float* z = site.whole + (long long)part * site.wholePart + (long long)(tile.firstRow + row) * site.zStride;
+    const int turn = m.shared > 0 ? modulo(-chunk * m.shiftB, m.shared) : 0;
+    for (int k = 0; k < ranks; k += 16) {
+        float v[2][4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int r = first + k + 2 * q + j % 2 + j / 2 * 8, e = r - m.shared;
+            int from = -1;
+            if (e < 0) from = r + turn < m.shared ? r + turn : r + turn - m.shared;
+            else if (r < m.rowsB && e % m.chunksB == chunk) from = m.shared + e / m.chunksB;
+#pragma unroll
+            for (int half = 0; half < 2; half++) v[half][j] = from >= 0 && row + half * 8 < tile.rows ? z[half * 8 * site.zStride + from] * m.scale : 0.f;
+        }
+        u32 upper[4], lower[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float a = v[i % 2][i / 2 * 2], b = v[i % 2][i / 2 * 2 + 1];
+            upper[i] = packBf16(a, b);
+            lower[i] = packBf16(a - lowOf(upper[i]), b - highOf(upper[i]));
+        }
+        U32x4* at = to + (k / 16 * (TileRows / 16) + warp) * 64 + lane;
+        at[0] = {upper[0], upper[1], upper[2], upper[3]};
+        at[32] = {lower[0], lower[1], lower[2], lower[3]};
+    }
+}
+
+// Adds the share of b's ranks first … first + ranks − 1 to 32 columns from t on: sum[i][f] is rows 16·i … + 15, columns 8·f … + 7.
+DEVICE void multiplyLong(float (&sum)[TileRows / 16][4][4], const Lora& m, int rows, int t, int first, int ranks, const U32x4* z) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, pairs = (m.rowsB + 1) / 2, ahead = pairs - first / 2 - q;
+    const u16* b = m.b + (((long long)t / 32 * pairs + first / 2 + q) * 8 + g) * 8;
+    z += lane;
+    for (int k = 0; k < ranks; k += 32, b += 16 * 64, z += 2 * (TileRows / 16) * 64) {
+        U32x4 w[4];
+#pragma unroll
+        for (int s = 0; s < 4; s++) {
+            w[s] = {0, 0, 0, 0};
+            if (k / 2 + s * 4 < ahead) w[s] = *(const U32x4*)(b + s * 4 * 64);
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (k + h * 16 >= ranks) continue;
+            const U32x4 &v = w[2 * h], &u = w[2 * h + 1];
+#pragma unroll
+            for (int i = 0; i < TileRows / 16; i++) {
+                if (i * 16 >= rows) continue;
+#pragma unroll
+                for (int lower = 0; lower < 2; lower++) {
+                    const U32x4 a = z[((h * (TileRows / 16) + i) * 2 + lower) * 32];
+                    mma(sum[i][0], a.x, a.y, a.z, a.w, v.x, u.x);
+                    mma(sum[i][1], a.x, a.y, a.z, a.w, v.y, u.y);
+                    mma(sum[i][2], a.x, a.y, a.z, a.w, v.z, u.z);
+                    mma(sum[i][3], a.x, a.y, a.z, a.w, v.w, u.w);
+                }
+            }
+        }
+    }
+}
+
+// The first `columns` of 32. Neighbouring lanes swap, so that each has 4 columns in one piece and four lanes 16.
+DEVICE void storeLong(const float (&sum)[TileRows / 16][4][4], int rows, int columns, float* y, int stride, bool aligned) {
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+    const bool odd = q % 2 != 0;
+#pragma unroll
+    for (int i = 0; i < TileRows / 16; i++) {
+        if (i * 16 >= rows) continue;
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+            for (int f = 0; f < 4; f += 2) {
+                const F32x2 here = {sum[i][f][half * 2], sum[i][f][half * 2 + 1]}, there = {sum[i][f + 1][half * 2], sum[i][f + 1][half * 2 + 1]};
+                const float a = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.x : there.x, 1), b = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.y : there.y, 1);
+                const F32x4 v = {odd ? a : here.x, odd ? b : here.y, odd ? there.x : a, odd ? there.y : b};
+                const int row = i * 16 + g + half * 8, t = (f + q % 2) * 8 + q / 2 * 4;
+                float* to = y + (long long)row * stride + t;
+                if (row >= rows) continue;
+                if (aligned && t + 4 <= columns) *(F32x4*)to = v;
+                else {
+                    if (t < columns) to[0] = v.x;
+                    if (t + 1 < columns) to[1] = v.y;
+                    if (t + 2 < columns) to[2] = v.z;
+                    if (t + 3 < columns) to[3] = v.w;
+                }
+            }
+    }
+}
+
+// y is (rows, yStride), aligned to 16 bytes. All columns of the tiles' rows are written: 0 where nothing is adapted.
+extern "C" __global__ __launch_bounds__(LongThreads, 4) void expandLong(const Step* step, const AdapterTile* tiles, Site site, float* y, int yStride) {
+    DYNAMIC_SHARED(memory);
+    U32x4* z = (U32x4*)memory;
+    letNextStart();
+    awaitPrevious();
+    const int warps = LongThreads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Items are small when there are few, so that all blocks have some. No sum depends on it.
+    const int width = 32 * warps * max(1, min(RunUnits, (int)((long long)step->adapterTiles * site.columns / (32 * warps * gridDim.x))));
+    int all = 0;
+    for (int p = 0; p < site.parts; p++) all += (partEnd(site, p) - partBegin(site, p) + width - 1) / width;
+
+    for (int item = blockIdx.x; item < step->adapterTiles * all; item += gridDim.x) {
+        const AdapterTile tile = tiles[item / all];
+        int run = item % all, part = 0, runs;
+        while (run >= (runs = (partEnd(site, part) - partBegin(site, part) + width - 1) / width)) { run -= runs; part++; }
+        const int begin = partBegin(site, part), columns = partEnd(site, part) - begin;
+        float* to = y + (long long)tile.firstRow * yStride + begin;
+        Lora m = {};
+        if (tile.adapter >= 0) m = site.table[tile.adapter * site.perAdapter + part];
+        if (m.rowsB == 0) {
+            const int end = min(columns, (run + 1) * width);
+            const bool aligned = (begin | yStride) % 4 == 0;
+            for (int r = warp; r < tile.rows; r += warps)
+                for (int c = run * width + lane * 4; c < end; c += 128) {
+                    float* at = to + (long long)r * yStride + c;
+                    if (aligned && c + 4 <= end) *(F32x4*)at = {0.f, 0.f, 0.f, 0.f};
+                    else
+                        for (int j = 0; j < min(4, end - c); j++) at[j] = 0.f;
+                }
+            continue;
+        }
+        // A unit is 32 columns of a chunk.
+        const int across = (m.chunkHeight + 31) / 32, last = (int)((run + 1ll) * m.chunksB * across / runs);
+        for (int next, unit = (int)((long long)run * m.chunksB * across / runs); unit < last; unit = next) {
+            const int chunk = unit / across, height = min(m.chunkHeight, columns - chunk * m.chunkHeight);
+            const bool aligned = (begin + chunk * m.chunkHeight | yStride) % 4 == 0;
+            next = min(last, (chunk + 1) * across);
+            for (int u = unit; u < next; u += warps) {
+                const int t = (u + warp - chunk * across) * 32;
+                float sum[TileRows / 16][4][4] = {};
+                for (int first = 0; first < m.rowsB; first += GroupRanks) {
+                    const int ranks = min(GroupRanks, m.rowsB - first);
+                    if (u == unit || m.rowsB > GroupRanks) {
+                        __syncthreads();                    // all have used what was there
+                        prepareZ(tile, site, m, part, chunk, first, ranks, z);
+                        __syncthreads();
+                    }
+                    if (u + warp < next) multiplyLong(sum, m, tile.rows, t, first, ranks, z);
+                }
+                if (u + warp < next) storeLong(sum, tile.rows, height - t, to + chunk * m.chunkHeight + t, yStride, aligned);
+            }
+        }
+    }
+}
+
+// ---- What adapters add to the short rows, to y; 0 in base rows. z goes through site.z, and all blocks are resident: they wait for each other.
+
+extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step, const int* adapterOf, const int* shortRows, const u16* x, int xStride, Site site, float* y, int yStride) {
+    DYNAMIC_SHARED(rooms);
+    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
+    float* room = (float*)rooms + warp * RoomFloats;
+    letNextStart();
+    bool ready = false;
+    const auto whenReady = [&] {
+        if (!ready) awaitPrevious();
+        ready = true;
+    };
+    shrinkRows(step, adapterOf, shortRows, site, x, xStride, warp, warps, room, whenReady);
+    whenReady();
+    expandRows(step, adapterOf, shortRows, site, warp, warps, room, y, yStride, true);
 }
