@@ -25,8 +25,8 @@ static Module make(int inputs, int outputs, int shared, int unshared, int chunks
     d.unshared = unshared;
     d.chunksA = chunksA;
     d.chunksB = chunksB;
-    d.shiftA = shared ? std::max(shared / chunksA, 1) : 1;
-    d.shiftB = shared ? std::max(shared / chunksB, 1) : 1;
+    d.shiftA = shared ? std::max(shared / chunksA, 1) % shared : 0;
+    d.shiftB = shared ? std::max(shared / chunksB, 1) % shared : 0;
     d.chunkWidth = (inputs + chunksA - 1) / chunksA;
     d.chunkHeight = (outputs + chunksB - 1) / chunksB;
     d.rowsA = shared + unshared * chunksA;
@@ -34,6 +34,9 @@ static Module make(int inputs, int outputs, int shared, int unshared, int chunks
     d.inputs = inputs;
     d.outputs = outputs;
     d.scale = .625f;
+    d.sliceWidth = std::max(64, ((d.chunkWidth + 15) / 16 + 31) / 32 * 32);
+    d.slices = (d.chunkWidth + d.sliceWidth - 1) / d.sliceWidth;
+    d.tiles = (d.chunkHeight + 31) / 32;
     for (auto [v, n] : {std::pair{&M.A, shared * d.chunkWidth}, {&M.B, shared * d.chunkHeight}, {&M.AV, unshared * inputs}, {&M.BV, unshared * outputs}})
         for (int i = 0; i < n; i++) v->push_back(rnd());
 
@@ -56,6 +59,10 @@ static Module make(int inputs, int outputs, int shared, int unshared, int chunks
     d.a = a;
     d.b = b;
     return M;
+}
+// The runs of a site's parts, as the host gives them.
+static void setRuns(Site& site) {
+    for (int p = 0; p < 3; p++) site.runs[p] = p < site.parts ? (partEnd(site, p) - partBegin(site, p) + RunColumns - 1) / RunColumns : 0;
 }
 static std::vector<Lora> tableOf(const std::vector<Module>& modules) {
     std::vector<Lora> table;

@@ -52,20 +52,21 @@ struct Link {
         table = tableOf(modules);
         const int zStride = 208, tiles = m.parts.size();
         z.assign((size_t)3 * rows * MaxSlices * zStride, NAN);
-        counters.assign((2 + tiles) * CounterStride + 3 * 128, 0);
+        counters.assign((3 + tiles) * CounterStride, 0);
         op.w = m.w;
         op.outputs = outputs; op.inputs = inputs; op.wStride = m.stride; op.xStride = r8(inputs); op.blocks = m.blocks;
-        op.tiles = counters.data() + 2 * CounterStride;
+        op.tiles = counters.data() + 3 * CounterStride;
         op.counters = counters.data();
         float* y = room<float>((size_t)(m.most + 1) * rows * stride);
         op.sums = {y, (long long)rows * stride, m.parts.data(), biased ? m.bias.data() : nullptr, parts && adapters ? y + (size_t)m.most * rows * stride : nullptr, nullptr, stride, inputs, 1e-5f};
-        if (adapters)
-            op.site = {table.data(), parts, parts, kind, zStride, z.data(), nullptr, rows * MaxSlices * zStride, 0, parts > 1 ? begins[1] : 0, parts > 2 ? begins[2] : 0, outputs, 0,
-                       counters.data() + (2 + tiles) * CounterStride};
+        if (adapters) {
+            op.site = {table.data(), parts, parts, kind, zStride, z.data(), nullptr, rows * MaxSlices * zStride, 0, parts > 1 ? begins[1] : 0, parts > 2 ? begins[2] : 0, outputs};
+            setRuns(op.site);
+        }
     }
     int slices() const {
         int most = 0;
-        for (auto& m : modules) if (m.d.rowsA) most = std::max(most, slicesOf(m.d.chunkWidth));
+        for (auto& m : modules) if (m.d.rowsA) most = std::max(most, m.d.slices);
         return most;
     }
     // y of a row of x in double; factor is its norm's.
@@ -87,12 +88,12 @@ struct Link {
 
 static int columnTiles(int rows) { return rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16; }
 
-static void launch(std::vector<Link*> links, const Step& step, const int* adapterOf, const int* shortRows, int blocks) {
+static void launch(std::vector<Link*> links, const Step& step, const int* adapterOf, int blocks) {
     static Chain chain;
     chain = {};
-    chain.step = &step; chain.adapterOf = adapterOf; chain.shortRows = shortRows; chain.count = links.size();
+    chain.step = &step; chain.adapterOf = adapterOf; chain.count = links.size();
     for (size_t i = 0; i < links.size(); i++) chain.ops[i] = links[i]->op;
-    emu::launchTogether(dim3(blocks), 576, SHARED_LIMIT, [&] {
+    emu::launchTogether(dim3(blocks), 512, SHARED_LIMIT, [&] {
         switch (columnTiles(links[0]->rows)) {
             case 1: chain_1(chain); break;
             case 2: chain_2(chain); break;
@@ -105,13 +106,10 @@ static void launch(std::vector<Link*> links, const Step& step, const int* adapte
 
 // Rows 0 … rows − 1 under adapters 0 to 2 or none, and the arrays that name them.
 struct Rows {
-    std::vector<int> adapterOf, shortRows;
+    std::vector<int> adapterOf;
     Step step = {};
     Rows(int rows, bool adapted) {
-        for (int r = 0; r < rows; r++) {
-            adapterOf.push_back(adapted && r % 5 != 4 ? r * 3 / std::max(rows, 3) : -1);
-            shortRows.push_back(r);
-        }
+        for (int r = 0; r < rows; r++) adapterOf.push_back(adapted && r % 5 != 4 ? r * 3 / std::max(rows, 3) : -1);
         step.rows = rows;
         step.shortRows = rows;
     }
@@ -133,7 +131,7 @@ static void products() {
         float* y = room<float>((size_t)rows * link.stride);
         link.op.finish.kind = Plain; link.op.finish.columns = o; link.op.finish.x = y; link.op.finish.xStride = link.stride;
         those.step.slices[1] = link.slices();
-        launch({&link}, those.step, those.adapterOf.data(), those.shortRows.data(), blocks);
+        launch({&link}, those.step, those.adapterOf.data(), blocks);
         Worst worst;
         for (int r = 0; r < rows; r++) {
             const auto expected = link.yOf(r, those.adapterOf[r], 1);
@@ -184,9 +182,12 @@ static void chains() {
         down.op.finish = {Residual, hidden, x, h2, squares2, norm2, hs, hs};
         qkv.op.x = h2;
         qkv.op.sums.squares = squares2;
-        qkv.op.finish = {Rope, qkvColumns, nullptr, q, nullptr, nullptr, 0, 0, positions.data(), slots.data(), norms ? queryNorm.data() : nullptr, norms ? keyNorm.data() : nullptr, frequencies.data(), 1e-6f, heads,
+        std::vector<F32x2> turns;
+        for (int r = 0; r < rows; r++)
+            for (float f : frequencies) turns.push_back({cosf(positions[r] * f), sinf(positions[r] * f)});
+        qkv.op.finish = {Rope, qkvColumns, nullptr, q, nullptr, nullptr, 0, 0, slots.data(), turns.data(), norms ? queryNorm.data() : nullptr, norms ? keyNorm.data() : nullptr, 1e-6f, heads,
                          {keys, values, blockSize, kvHeads, dim, dimStride}};
-        launch(links, those.step, on, those.shortRows.data(), blocks);
+        launch(links, those.step, on, blocks);
 
         Worst h, gated, sum, head;
         for (int r = 0; r < rows; r++) {

@@ -289,13 +289,16 @@ static inline int __syncthreads_or(int p) {
     __syncthreads();
     return r;
 }
-DEVICE void meet(int barrier, int threads) {
+DEVICE bool lastAt(int barrier, int threads) {
     const int begin = emu::current / emu::stride * emu::stride;
     int& arrived = emu::block().named[barrier];
-    if (++arrived < threads) return emu::yieldTo(emu::Fiber::Named + barrier);
+    if (++arrived < threads) return false;
     arrived = 0;
     emu::wake(begin, emu::stride, emu::Fiber::Named + barrier);
+    return true;
 }
+DEVICE void meet(int barrier, int threads) { if (!lastAt(barrier, threads)) emu::yieldTo(emu::Fiber::Named + barrier); }
+DEVICE void pass(int barrier, int threads) { lastAt(barrier, threads); }
 DEVICE void awaitCount(const u32* counter, u32 count) {
     if (*counter >= count) return;
     emu::Fiber& f = emu::fibers[emu::current];
@@ -304,6 +307,16 @@ DEVICE void awaitCount(const u32* counter, u32 count) {
     emu::yieldTo(emu::Fiber::Count);
 }
 DEVICE void raise(u32* counter) { atomicAdd(counter, 1u); }
+struct Party { int barrier, threads; };
+DEVICE void announce(Party party, u32* counter) {
+    meet(party.barrier, party.threads);
+    if (threadIdx.x % party.threads == 0) atomicAdd(counter, 1u);
+}
+DEVICE void awaitBlocks(Party party, const u32* counter) {
+    if (threadIdx.x % party.threads == 0) awaitCount(counter, gridDim.x);
+    meet(party.barrier, party.threads);
+}
+
 // All 32 lanes meet; the last computes for all.
 template <class F>
 static inline void emuMeet(int op, F f) {
@@ -486,8 +499,10 @@ DEVICE void commitCopies() {}
 template <int N>
 DEVICE void awaitCopies() {}
 #endif
+DEVICE void copyOnce(void* s, const void* g) { copyAsync(s, g, 16); }
 DEVICE void letNextStart() {}
-DEVICE void prefetchLine(const void*) {}
+DEVICE void prefetch(const void*) {}
+DEVICE void prefetchToStay(const void*) {}
 DEVICE void awaitPrevious() {}
 template <class T>
 static inline T emuLoad(const void* p, const char* what) {

@@ -83,13 +83,15 @@ static void testShort(int which, int rows, int inputs, std::vector<int> outputs,
     const int n = shortRows.size();
     Step step = {rows, rows, n};
     for (auto& d : c.table)
-        if (d.rowsA) step.slices[c.site.kind] = std::max(step.slices[c.site.kind], slicesOf(d.chunkWidth));
+        if (d.rowsA) step.slices[c.site.kind] = std::max(step.slices[c.site.kind], d.slices);
+    setRuns(c.site);
     c.site.zPart = n * MaxSlices * highest;
     c.site.z = room<float>((size_t)c.parts * c.site.zPart);
-    std::vector<u32> ready(c.parts * n, 0);
-    c.site.ready = ready.data();
-    emu::launchTogether(dim3(blocks), 256, 8 * RoomFloats * 4,
-                        [&] { adaptShort(&step, c.adapterOf.data(), shortRows.data(), c.x, c.xStride, c.site, c.y, c.yStride); });
+    std::vector<int> shortAdapters;
+    for (int r : shortRows) shortAdapters.push_back(c.adapterOf[r]);
+    u32 shrunk = 0;
+    emu::launchTogether(dim3(blocks), 256, 8 * sizeof(Room),
+                        [&] { adaptShort(&step, shortAdapters.data(), shortRows.data(), c.x, c.xStride, c.site, &shrunk, c.y, c.yStride); });
     Worst worst;
     for (int i = 0; i < n; i++)
         for (int p = 0; p < c.parts; p++) {
@@ -98,7 +100,7 @@ static void testShort(int which, int rows, int inputs, std::vector<int> outputs,
             auto z = c.z(r, p);
             for (size_t k = 0; k < z.size(); k++) {
                 double got = 0;
-                for (int s = 0; s < slicesOf(c.moduleOf(r, p)->d.chunkWidth); s++) got += c.site.z[(size_t)p * c.site.zPart + ((size_t)i * MaxSlices + s) * highest + k];
+                for (int s = 0; s < c.moduleOf(r, p)->d.slices; s++) got += c.site.z[(size_t)p * c.site.zPart + ((size_t)i * MaxSlices + s) * highest + k];
                 worst.see(got, z[k]);
             }
         }

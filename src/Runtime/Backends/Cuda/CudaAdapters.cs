@@ -160,8 +160,8 @@ internal sealed unsafe class CudaAdapters : IDisposable
                     Unshared = m.UnsharedRank,
                     ChunksA = m.ChunksA,
                     ChunksB = m.ChunksB,
-                    ShiftA = m.ShiftA,
-                    ShiftB = m.ShiftB,
+                    ShiftA = m.SharedRank > 0 ? m.ShiftA % m.SharedRank : 0,
+                    ShiftB = m.SharedRank > 0 ? m.ShiftB % m.SharedRank : 0,
                     ChunkWidth = m.ChunkWidth,
                     ChunkHeight = m.ChunkHeight,
                     RowsA = form.RowsA,
@@ -169,6 +169,9 @@ internal sealed unsafe class CudaAdapters : IDisposable
                     Inputs = m.Inputs,
                     Outputs = m.Outputs,
                     Scale = m.Scale,
+                    SliceWidth = AdapterPacking.SliceWidthOf(m.ChunkWidth),
+                    Slices = AdapterPacking.SlicesOf(m.ChunkWidth),
+                    Tiles = form.Tiles,
                 };
                 at += (ulong)form.Bytes;
             }
@@ -189,7 +192,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
         public ulong A, B;
         public int Shared, Unshared, ChunksA, ChunksB, ShiftA, ShiftB, ChunkWidth, ChunkHeight, RowsA, RowsB, Inputs, Outputs;
         public float Scale;
-        private readonly int reserved;
+        public int SliceWidth, Slices, Tiles;
     }
 }
 
@@ -245,16 +248,14 @@ internal readonly unsafe record struct AdapterPacking(LoraModule Module, int Row
 
     private int ColumnsA => (Module.ChunkWidth + 7) / 8 * 8;
 
-    private int Tiles => (Module.ChunkHeight + TileRows - 1) / TileRows;
+    public int Tiles => (Module.ChunkHeight + TileRows - 1) / TileRows;
 
     private int Pairs => (RowsB + 1) / 2;
 
-    /// <summary>slicesOf in lora.cuh.</summary>
-    public static int SlicesOf(int chunkWidth)
-    {
-        var width = Math.Max(128, (((chunkWidth + MostSlices - 1) / MostSlices) + 31) / 32 * 32);
-        return (chunkWidth + width - 1) / width;
-    }
+    /// <summary>Columns of a chunk that make a slice of z: 64, or as many as make 16 slices.</summary>
+    public static int SliceWidthOf(int chunkWidth) => Math.Max(64, (((chunkWidth + MostSlices - 1) / MostSlices) + 31) / 32 * 32);
+
+    public static int SlicesOf(int chunkWidth) => (chunkWidth + SliceWidthOf(chunkWidth) - 1) / SliceWidthOf(chunkWidth);
 
     /// <summary>[t / 8][row][t % 8]: of each row a few cache lines at a time.</summary>
     public void PackA(ushort* to)

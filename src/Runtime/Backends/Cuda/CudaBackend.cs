@@ -18,9 +18,9 @@ internal sealed unsafe class CudaBackend : IBackend
     private const int FewRows = 128;
 
     /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
-    private const int ChainThreads = 576, CrewThreads = 256, ChainHeader = 17408, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RoomBytes = 2048, MostSlices = 16, ShrinkColumns = 1024;
+    private const int CrewThreads = 256, ChainHeader = 2048, RoomBytes = 10400, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, MostSlices = 16, ShrinkColumns = 1024;
 
-    private const int ExpandThreads = 256, ExpandBlocks = 2, ExpandShared = 32768;
+    private const int ExpandThreads = 128, ExpandBlocks = 4, ExpandShared = 32768;
 
     private const int MostParts = 16, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
@@ -42,6 +42,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private CudaAdapters? adapters;
     private StepArrays? arrays;
     private readonly List<PendingLinear> chain = [];
+    private (CudaKvCache? Of, int Rows, ulong At) turns;
     private ulong rules, pieces, pieceCounters, counters;
     private long pieceBytes, pieceCounterBytes, counterBytes, countersUsed, countersMost;
     private long ruleBytes;
@@ -336,6 +337,7 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         arena.Reset();
         chain.Clear();
+        turns = default;
         draws = batch.Draws;
         anyAdapters = false;
         highestRank = 0;
@@ -461,10 +463,9 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         var op = linear.Op;
         if (chain.Count > 0 && ColumnTiles(chain[0].X.Rows) != ColumnTiles(linear.X.Rows)) Flush();
-        var (tiles, ready) = (finish.Kind == FinishKind.Nothing ? 0 : (op.Outputs + TileRows - 1) / TileRows * CounterStride, op.Site.Parts * FewRows);
-        op.Counters = Counters((2 * CounterStride) + tiles + ready);
-        if (tiles > 0) op.Tiles = op.Counters + (2 * CounterStride * sizeof(int));
-        op.Site.Ready = op.Counters + (ulong)(((2 * CounterStride) + tiles) * sizeof(int));
+        var tiles = finish.Kind == FinishKind.Nothing ? 0 : (op.Outputs + TileRows - 1) / TileRows;
+        op.Counters = Counters((3 + tiles) * CounterStride);
+        if (tiles > 0) op.Tiles = op.Counters + (3 * CounterStride * sizeof(int));
         op.Finish = finish;
         chain.Add(linear with { Op = op });
         if (chain.Count == Chain.Most || finish.Kind == FinishKind.Nothing) Flush();
@@ -495,13 +496,23 @@ internal sealed unsafe class CudaBackend : IBackend
         if (chain.Count == 0) return;
         var tiles = ColumnTiles(chain[0].X.Rows);
         var (weightStage, rowStage) = (TileRows * 128, 8 * tiles * 128);
-        var stages = device.IsHopper
-            ? (Math.Min(WeightStages, (device.SharedBytes - ChainHeader - (RowStages * rowStage)) / weightStage) * weightStage) + (RowStages * rowStage)
-            : Math.Min(MmaStages, (device.SharedBytes - ChainHeader) / (weightStage + rowStage)) * (weightStage + rowStage);
+        var rooms = CrewThreads / 32 * RoomBytes;
+        int stages, shared;
+        if (device.IsHopper)
+        {
+            var header = ChainHeader + (chain.Exists(l => l.Op.Site.Parts > 0) ? rooms : 0) + (RowStages * rowStage);
+            stages = Math.Min(WeightStages, (device.SharedBytes - header) / weightStage);
+            shared = header + (stages * weightStage);
+        }
+        else
+        {
+            stages = Math.Min(MmaStages, (device.SharedBytes - ChainHeader - rooms) / (weightStage + rowStage));
+            shared = ChainHeader + rooms + (stages * (weightStage + rowStage));
+        }
         // The driver wants maps at 64 bytes.
         var room = stackalloc byte[sizeof(Chain) + 64];
         var it = (Chain*)(((nint)room + 63) & ~63);
-        *it = new Chain { Step = arrays!.Header, AdapterOf = arrays.AdapterOfAt, ShortRows = arrays.ShortRowsAt, Count = chain.Count };
+        *it = new Chain { Step = arrays!.Header, AdapterOf = arrays.AdapterOfAt, Count = chain.Count, Stages = stages };
         for (var i = 0; i < chain.Count; i++)
         {
             var (op, w, x) = chain[i];
@@ -511,18 +522,18 @@ internal sealed unsafe class CudaBackend : IBackend
         }
         chain.Clear();
         var arguments = stackalloc void*[] { it };
-        Launch(kernels.Get($"chain_{tiles}", ChainHeader + stages), device.Multiprocessors, 1, ChainThreads, ChainHeader + stages, arguments);
+        Launch(kernels.Get($"chain_{tiles}", shared), device.Multiprocessors, 1, device.IsHopper ? 640 : 512, shared, arguments);
     }
 
     /// <summary>What adapters add to many rows, to <paramref name="y"/>, ahead of the product.</summary>
     private void Adapt(CudaScratch x, Site site, ulong y, int yStride)
     {
-        var (step, adapterOf, shortRows, tiles, pointer, stride) = (arrays!.Header, arrays.AdapterOfAt, arrays.ShortRowsAt, arrays.AdapterTilesAt, x.Pointer, x.Stride);
+        var (step, shortAdapters, shortRows, tiles, pointer, stride) = (arrays!.Header, arrays.ShortAdaptersAt, arrays.ShortRowsAt, arrays.AdapterTilesAt, x.Pointer, x.Stride);
         if (arrays.Last.ShortRows > 0)
         {
-            site.Ready = Counters(site.Parts * arrays.Last.ShortRows);
-            var arguments = stackalloc void*[] { &step, &adapterOf, &shortRows, &pointer, &stride, &site, &y, &yStride };
-            Launch(kernels.Get("adaptShort"), device.Multiprocessors, 1, CrewThreads, CrewThreads / 32 * RoomBytes, arguments);
+            var shrunk = Counters(1);
+            var arguments = stackalloc void*[] { &step, &shortAdapters, &shortRows, &pointer, &stride, &site, &shrunk, &y, &yStride };
+            Launch(kernels.Get("adaptShort", CrewThreads / 32 * RoomBytes), device.Multiprocessors, 1, CrewThreads, CrewThreads / 32 * RoomBytes, arguments);
         }
         if (arrays.Last.AdapterTiles > 0)
         {
@@ -542,6 +553,7 @@ internal sealed unsafe class CudaBackend : IBackend
         if (site is null || !anyAdapters) return default;
         var (first, parts) = (site.Parts[0].Projection, site.Parts.Length);
         Debug.Assert(site.Parts.Select((p, i) => p.Projection == first + i).All(follows => follows), "A site's projections are neighbours.");
+        int Runs(int part) => part < parts ? ((part + 1 < parts ? site.Parts[part + 1].Column : columns) - site.Parts[part].Column + RunColumns - 1) / RunColumns : 0;
         return new Site
         {
             Table = adapters!.EntriesOf(site.Layer, first),
@@ -556,6 +568,9 @@ internal sealed unsafe class CudaBackend : IBackend
             Second = parts > 1 ? site.Parts[1].Column : 0,
             Third = parts > 2 ? site.Parts[2].Column : 0,
             Columns = columns,
+            FirstRuns = Runs(0),
+            SecondRuns = Runs(1),
+            ThirdRuns = Runs(2),
         };
     }
 
@@ -568,14 +583,26 @@ internal sealed unsafe class CudaBackend : IBackend
             Kind = FinishKind.Rope,
             Columns = x.Cols,
             Out = x.Queries,
-            Positions = arrays!.PositionsAt,
-            Slots = arrays.SlotsAt,
-            Frequencies = store.Frequencies,
+            Slots = arrays!.SlotsAt,
+            Turns = TurnsOf(store, x.Rows),
             Heads = shape.Heads,
             Cache = store.Layout(layer),
         };
         if (norms is not null) (finish.QueryNorm, finish.KeyNorm, finish.Epsilon) = (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
-        FinishSums(x, x, "rope", finish, x.Rows * (shape.Heads + (2 * shape.KvHeads)));
+        FinishSums(x, x, "rope", finish, (x.Rows + 1) / 2 * (shape.Heads + (2 * shape.KvHeads)));
+    }
+
+    /// <summary>The rows' angles, made by the first layer of a step.</summary>
+    private ulong TurnsOf(CudaKvCache store, int rows)
+    {
+        if (turns.Of == store && turns.Rows == rows) return turns.At;
+        var half = store.Shape.HeadDim / 2;
+        var at = arena.Take((long)rows * half * 2 * sizeof(float));
+        var (step, positions, frequencies) = (arrays!.Header, arrays.PositionsAt, store.Frequencies);
+        var arguments = stackalloc void*[] { &step, &positions, &frequencies, &half, &at };
+        Launch(kernels.Get("turnsOf"), rows, 1, 128, 0, arguments);
+        turns = (store, rows, at);
+        return at;
     }
 
     public void Attend(DeviceTensor qkv, KvCache cache, int layer, DeviceTensor y)

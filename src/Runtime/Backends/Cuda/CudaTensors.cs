@@ -196,9 +196,7 @@ internal struct Site
     public int PerAdapter, Parts, Kind, ZStride;
     public ulong Z, Whole;
     public int ZPart, WholePart;
-    public int Second, Third, Columns;
-    private readonly int reserved;
-    public ulong Ready;
+    public int Second, Third, Columns, FirstRuns, SecondRuns, ThirdRuns;
 }
 
 internal enum FinishKind
@@ -217,7 +215,7 @@ internal struct Finish
     public int Columns;
     public ulong X, Out, Squares, Weight;
     public int XStride, OutStride;
-    public ulong Positions, Slots, QueryNorm, KeyNorm, Frequencies;
+    public ulong Slots, Turns, QueryNorm, KeyNorm;
     public float Epsilon;
     public int Heads;
     public CacheLayout Cache;
@@ -235,15 +233,14 @@ internal struct Op
     public Finish Finish;
 }
 
-[StructLayout(LayoutKind.Sequential)]
+[StructLayout(LayoutKind.Sequential, Size = 2368)]
 internal struct Chain
 {
     public const int Most = 4;
     public FourMaps W, X;
     public FourOps Ops;
-    public ulong Step, AdapterOf, ShortRows;
-    public int Count;
-    private readonly int reserved;
+    public ulong Step, AdapterOf;
+    public int Count, Stages;
 
     [InlineArray(Most)]
     internal struct FourMaps

@@ -23,7 +23,7 @@ internal sealed unsafe class StepArrays : IDisposable
     private const int Buffers = 3;
     private readonly CudaDevice device;
     private readonly int rows, blockCapacity;
-    private readonly long tokens, positions, slots, adapterOf, shortRows, logitRows, tiles, adapterTiles, attendItems, blockTable, bytes;
+    private readonly long tokens, positions, slots, adapterOf, shortRows, shortAdapters, logitRows, tiles, adapterTiles, attendItems, blockTable, bytes;
     private readonly Pinned[] pinned = new Pinned[Buffers];
     private readonly ulong data;
     private int turn;
@@ -51,6 +51,7 @@ internal sealed unsafe class StepArrays : IDisposable
         slots = Room(rows * 4L);
         adapterOf = Room(rows * 4L);
         shortRows = Room(rows * 4L);
+        shortAdapters = Room(rows * 4L);
         logitRows = Room(rows * 4L);
         tiles = Room(rows * 16L);
         adapterTiles = Room(rows * 16L);
@@ -83,6 +84,8 @@ internal sealed unsafe class StepArrays : IDisposable
     public ulong AdapterOfAt => data + (ulong)adapterOf;
 
     public ulong ShortRowsAt => data + (ulong)shortRows;
+
+    public ulong ShortAdaptersAt => data + (ulong)shortAdapters;
 
     public ulong LogitRowsAt => data + (ulong)logitRows;
 
@@ -124,6 +127,7 @@ internal sealed unsafe class StepArrays : IDisposable
     {
         var of = new Span<int>(host + adapterOf, batch.Rows);
         var shorts = (int*)(host + shortRows);
+        var shortOn = (int*)(host + shortAdapters);
         var longs = (AdapterTile*)(host + adapterTiles);
         var any = allShort || Array.Exists(batch.Segments, s => s.Adapter is CudaAdapter);
         foreach (var (first, count, on) in batch.Segments)
@@ -134,7 +138,11 @@ internal sealed unsafe class StepArrays : IDisposable
             if (!any) continue;
             if (allShort || count <= ShortRows)
             {
-                for (var r = 0; r < count; r++) shorts[step->ShortRows++] = first + r;
+                for (var r = 0; r < count; r++)
+                {
+                    shortOn[step->ShortRows] = index;
+                    shorts[step->ShortRows++] = first + r;
+                }
                 for (var kind = 0; kind < 4 && adapter is not null; kind++) step->Slices[kind] = Math.Max(step->Slices[kind], adapter.Slices(kind));
             }
             else

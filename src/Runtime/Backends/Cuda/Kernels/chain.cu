@@ -10,8 +10,8 @@
 //   for p, r, o:  part[p, r, o] = Σ_{k in part p} x[r, k]·w[o, k]
 //   for r, o:     extra[r, o] = what lora.cuh says
 //
-// Who does what in a block: warps 0 to 7 multiply, by Hopper's wide matrix units or by mma; warps 8 to 15, the crew, see to adapters and then finish;
-// on Hopper warp 16 fetches weights and warp 17 rows of x, by the copy engine. They hand over by barriers in shared memory, and blocks to each
+// Who does what in a block: warps 0 to 7 multiply, by Hopper's wide matrix units or by mma; warps 8 to 15, the crew, see to adapters; both then finish.
+// On Hopper warp 16 fetches weights and warp 17 rows of x, by the copy engine. They hand over by barriers in shared memory, and blocks to each
 // other by counters in memory: all are resident.
 
 #ifndef SHARED_LIMIT
@@ -21,9 +21,9 @@
 static const int MmaThreads = 256, CrewThreads = 256;
 static const int TileRows = 128;                            // of w
 static const int StageColumns = 64;                         // k's of a stage: 128 bytes of each row
-static const int HeaderBytes = 17408;                       // the crew's rooms, then barriers; stages follow
+static const int HeaderBytes = 2048, RoomBytes = 8 * sizeof(Room);      // barriers and the desk; the crew's rooms, where there are adapters; stages follow
 static const int MostOps = 4;
-static const int MmaBarrier = 1, CrewBarrier = 2;
+static const int MmaBarrier = 1, CrewBarrier = 2, FactorsBarrier = 3, AllBarrier = 4;
 
 struct alignas(64) TensorMap { u64 words[16]; };            // CUtensorMap: boxes of 64 columns, rows of 128 bytes swizzled; Hopper's alone
 
@@ -34,7 +34,7 @@ struct Op {
     int reserved;
     const int* rows;            // the step's, or those of its logits
     u32* tiles;                 // counters of finished sums, or null where nobody waits
-    u32* counters;              // blocks whose adapters are done, and, CounterStride on, blocks that have finished; all 0 when a step begins
+    u32* counters;              // blocks that have shrunk, CounterStride on those that have expanded, then those that have finished; all 0 when a step begins
     Sums sums;
     Site site;
     Finish finish;
@@ -44,9 +44,15 @@ struct Chain {
     TensorMap w[MostOps], x[MostOps];
     Op ops[MostOps];
     const Step* step;
-    const int *adapterOf, *shortRows;
-    int count, reserved;
+    const int* adapterOf;
+    int count;
+    int stages;                 // of the weights' ring, on Hopper
 };
+DEVICE bool adapted(const Chain& chain) {
+    bool any = false;
+    for (int i = 0; i < chain.count; i++) any |= chain.ops[i].site.parts > 0;
+    return any;
+}
 
 // A block's share of tiles of 128 rows of w: units first … end − 1, where unit u is stage columns u % steps of tile u / steps.
 struct Share {
@@ -64,9 +70,9 @@ DEVICE Share shareOf(const Op& op) {
     return s;
 }
 
-// Writes what this warp has of a tile as this block's part of it, says so, and starts anew.
+// Writes what this warp has of a tile as this block's part of it, and says so.
 template <int NT>
-DEVICE void flush(float (&sum)[NT][4], const Share& share, const Op& op, int tile, int rows) {
+DEVICE void flush(const float (&sum)[NT][4], const Share& share, const Op& op, int tile, int rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int firstBlock = (int)((((long long)tile * share.steps + 1) * share.blocks - 1) / share.units);     // the first whose share reaches into the tile
     float* y = op.sums.y + (blockIdx.x - firstBlock) * op.sums.part;
@@ -76,74 +82,126 @@ DEVICE void flush(float (&sum)[NT][4], const Share& share, const Op& op, int til
         for (int e = 0; e < 4; e++) {
             const int o = tile * TileRows + warp * 16 + g + e / 2 * 8, row = n * 8 + 2 * q + e % 2;
             if (o < op.outputs && row < rows) y[(long long)row * op.sums.stride + o] = sum[n][e];
-            sum[n][e] = 0.f;
         }
     if (!op.tiles) return;
-    __threadfence();
     __syncwarp();
-    if (lane == 0) atomicAdd(op.tiles + tile * CounterStride, 1u);
+    if (lane == 0) raise(op.tiles + tile * CounterStride);
 }
 
-// ---- The crew: adapters, then finishing.
+// ---- Finishing, by whoever of a block is free: the crew, and those that multiply once they are through.
 
-// Until the op before has finished in all blocks; for the first, the kernel before. `said` is called by one thread then.
-template <class Said>
-DEVICE void awaitInput(const Chain& chain, int i, int barrier, int threads, const Said& said) {
-    if (i == 0) awaitPrevious();
-    else {
-        if (threadIdx.x % threads == 0) {
-            awaitCount(chain.ops[i - 1].counters + CounterStride, gridDim.x);
-            said();
+// In shared memory, behind Hopper's barriers.
+struct Desk {
+    int next[MostOps];          // of the block's items
+    float factors[128];         // of the rows' norms
+    int adapters[128];          // the rows'
+    int rows, slices[4];        // as in Step
+};
+DEVICE Desk& deskOf(unsigned char* memory) { return *(Desk*)(memory + HeaderBytes - sizeof(Desk)); }
+DEVICE Room* roomsOf(unsigned char* memory) { return (Room*)(memory + HeaderBytes); }
+
+static constexpr Party Mma = {MmaBarrier, MmaThreads}, Crew = {CrewBarrier, CrewThreads}, All = {AllBarrier, MmaThreads + CrewThreads};
+
+DEVICE u32* finishedOf(const Op& op) { return op.counters + 2 * CounterStride; }
+
+DEVICE void finishOp(const Chain& chain, int index, Desk& desk) {
+    const Op& op = chain.ops[index];
+    if (op.finish.kind == Nothing) return;
+    const int rows = *op.rows, lane = threadIdx.x % 32, items = itemsOf(op.finish, rows);
+    bool expanded = op.site.parts == 0;
+#pragma unroll 1
+    for (;;) {
+        int n = 0;
+        if (lane == 0) n = atomicAdd(desk.next + index, 1);
+        const int item = __shfl_sync(0xFFFFFFFFu, n, 0) * gridDim.x + blockIdx.x;
+        if (item >= items) break;
+        if (!expanded) {
+            if (lane == 0) awaitCount(op.counters + CounterStride, gridDim.x);
+            __syncwarp();
+            expanded = true;
         }
-        meet(barrier, threads);
+        if (op.finish.kind == Residual) finishResidual(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else if (op.finish.kind == Rope) finishRope(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else if (op.finish.kind == SwiGlu) finishSwiGlu(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else finishPlain(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+    }
+#if __CUDA_ARCH_FEAT_SM90_ALL
+    asm volatile("fence.proxy.async.global;" ::: "memory"); // the copy engines of all blocks read it
+#endif
+    announce(All, finishedOf(op));
+}
+
+// Until the op before has been finished in all blocks; for the first, the kernel before.
+DEVICE void awaitInput(const Chain& chain, int index, Party party) {
+    if (index == 0) awaitPrevious();
+    else awaitBlocks(party, finishedOf(chain.ops[index - 1]));
+}
+
+// The rows' adapters to the desk, and their entries of the table to the L2, where they are to stay.
+DEVICE void takeAdapters(const Chain& chain, Desk& desk) {
+    const int thread = threadIdx.x % CrewThreads, rows = chain.step->rows;
+    if (thread < rows) desk.adapters[thread] = chain.adapterOf[thread];
+    if (thread < 4) desk.slices[thread] = chain.step->slices[thread];
+    if (thread == 0) desk.rows = rows;
+    meet(CrewBarrier, CrewThreads);
+#pragma unroll 1
+    for (int i = 0; i < chain.count; i++) {
+        const Site& site = chain.ops[i].site;
+        for (int e = thread * gridDim.x + blockIdx.x; e < rows * site.parts; e += CrewThreads * gridDim.x) {
+            const int adapter = desk.adapters[e / site.parts];
+            if (adapter >= 0) prefetchToStay(site.table + adapter * site.perAdapter + e % site.parts);
+        }
     }
 }
 
-// All of the crew have written what they had to, and one of them says so.
-DEVICE void announce(u32* counter) {
-    __threadfence();
-#if __CUDA_ARCH_FEAT_SM90_ALL
-    asm volatile("fence.proxy.async;" ::: "memory");        // the copy engine of other blocks reads it
-#endif
-    meet(CrewBarrier, CrewThreads);
-    if (threadIdx.x % CrewThreads == 0) atomicAdd(counter, 1u);
-}
-
-DEVICE void finishItem(const Op& op, const int* adapterOf, int rows, int item) {
-    if (op.finish.kind == Residual) finishResidual(op.finish, op.sums, adapterOf, rows, item, op.tiles);
-    else if (op.finish.kind == Rope) finishRope(op.finish, op.sums, adapterOf, rows, item, op.tiles);
-    else if (op.finish.kind == SwiGlu) finishSwiGlu(op.finish, op.sums, adapterOf, rows, item, op.tiles);
-    else finishPlain(op.finish, op.sums, adapterOf, rows, item, op.tiles);
-}
-
-template <class Said>
-DEVICE void crew(const Chain& chain, float* rooms, const Said& said) {
-    const int warps = CrewThreads / 32, warp = threadIdx.x % CrewThreads / 32;
-    float* room = rooms + warp * RoomFloats;
+// Adapters, and the factors of the rows' norms; then finishing.
+DEVICE void crew(const Chain& chain, unsigned char* memory) {
+    Desk& desk = deskOf(memory);
+    const int warp = threadIdx.x % CrewThreads / 32, warps = CrewThreads / 32;
+    Room& room = roomsOf(memory)[warp];
+    Feed feed;
+    const auto shortsOf = [&](const Op& op) { return ShortRows{desk.rows, desk.slices[op.site.kind], desk.adapters, 0}; };
+    if (adapted(chain)) {
+        takeAdapters(chain, desk);
+    }
+    bool fed = false;
+    const auto feedFor = [&](int i) {
+        if (i == chain.count || fed || chain.ops[i].site.parts == 0) return;
+        start(feed, shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
+        fed = true;
+    };
+#pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
         const Op& op = chain.ops[i];
-        bool ready = false, adapted = op.site.parts == 0;
+        bool ready = false;
         const auto whenReady = [&] {
-            if (!ready) awaitInput(chain, i, CrewBarrier, CrewThreads, said);
+            if (ready) return;
             ready = true;
+            awaitInput(chain, i, Crew);
         };
-        if (!adapted) shrinkRows(chain.step, chain.adapterOf, chain.shortRows, op.site, op.x, op.xStride, warp, warps, room, whenReady);
-        whenReady();
-        if (!adapted) {
-            expandRows(chain.step, chain.adapterOf, chain.shortRows, op.site, warp, warps, room, op.sums.extra, op.sums.stride, false);
-            announce(op.counters);
-        }
+        if (op.site.parts > 0) {
+            adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.stride, false, Crew, op.counters, room, feed, [&] { feedFor(i); }, whenReady);
+            announce(Crew, op.counters + CounterStride);
+        } else whenReady();
+        fed = false;
+        // The next one's factors, while this one's product takes its time or its finishing is told to all.
+        const auto prepare = [&] {
+            if (fed || i + 1 == chain.count || chain.ops[i + 1].site.parts == 0) return;
+            const Op& next = chain.ops[i + 1];
+            prefetchSlices(shortsOf(next), next.site, warp, warps, room);
+            feedFor(i + 1);
+        };
+        if (op.site.kind >= 2) prepare();
         if (op.finish.kind == Nothing) continue;
-        const int rows = *op.rows;
-        for (int item = warp * gridDim.x + blockIdx.x; item < itemsOf(op.finish, rows); item += warps * gridDim.x) {
-            if (!adapted) {
-                if (threadIdx.x % 32 == 0) awaitCount(op.counters, gridDim.x);
-                __syncwarp();
-                adapted = true;
+        if (op.sums.squares)
+            for (int row = threadIdx.x % CrewThreads / 32; row < *op.rows; row += CrewThreads / 32) {
+                const float factor = factorOf(op.sums.squares, op.sums.inputs, op.sums.epsilon, row);
+                if (threadIdx.x % 32 == 0) desk.factors[row] = factor;
             }
-            finishItem(op, chain.adapterOf, rows, item);
-        }
-        announce(op.counters + CounterStride);
+        meet(CrewBarrier, CrewThreads);
+        pass(FactorsBarrier, MmaThreads + CrewThreads);     // those that multiply find the factors there
+        finishOp(chain, i, desk);
+        prepare();
     }
 }
 
@@ -205,97 +263,114 @@ struct Turn {
     DEVICE_MEMBER void next(int stages) { if (++stage == stages) { stage = 0; phase ^= 1; } }
 };
 
-static const int XStages = 4;
-template <int NT> struct Sizes {
-    static const int X = 8 * NT * 128, W = TileRows * 128;                              // bytes of a stage
-    static const int Fit = (SHARED_LIMIT - HeaderBytes - XStages * X) / W, WStages = Fit < 12 ? Fit : 12;
-};
+static const int XStages = 4, MostWStages = 12;
+static const int MostUnderWay = 3;                          // stages of weights: more would only make everybody else's loads queue behind them
+static const int WBytes = TileRows * 128;                   // of a stage
+template <int NT> struct Rows { static const int Bytes = 8 * NT * 128; };
 
 // One lane keeps the weights' stages filled, through all ops.
 template <int NT>
 DEVICE void fetchWeights(const Chain& chain, const Ring& ring) {
-    Turn turn = {0, 1};
+    Turn turn = {0, 1}, arrived = {0, 0};
+    int ahead = 0;
+#pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
         const Share share = shareOf(chain.ops[i]);
-        for (int unit = share.first; unit < share.end; unit++, turn.next(Sizes<NT>::WStages)) {
+        for (int unit = share.first; unit < share.end; unit++, turn.next(chain.stages)) {
             await(ring.empty + turn.stage, turn.phase);
-            expect(ring.full + turn.stage, Sizes<NT>::W);
-            fetch(ring.stages + turn.stage * Sizes<NT>::W, chain.w[i], unit % share.steps * StageColumns, unit / share.steps * TileRows, ring.full + turn.stage, true);
+            if (++ahead > MostUnderWay) {
+                await(ring.full + arrived.stage, arrived.phase);
+                arrived.next(chain.stages);
+            }
+            expect(ring.full + turn.stage, WBytes);
+            fetch(ring.stages + turn.stage * WBytes, chain.w[i], unit % share.steps * StageColumns, unit / share.steps * TileRows, ring.full + turn.stage, true);
         }
     }
 }
 
-// Another those of x, as soon as the crew says that it is there.
+// Another those of x, as soon as the op before has been finished.
 template <int NT>
-DEVICE void fetchRows(const Chain& chain, const Ring& ring, u64* ready) {
+DEVICE void fetchRows(const Chain& chain, const Ring& ring) {
     Turn turn = {0, 1};
+#pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
         const Share share = shareOf(chain.ops[i]);
         if (i == 0) awaitPrevious();
         else {
-            await(ready, (i - 1) & 1);
-            asm volatile("fence.proxy.async;" ::: "memory");
+            awaitCount(finishedOf(chain.ops[i - 1]), gridDim.x);
+            asm volatile("fence.proxy.async.global;" ::: "memory");
         }
         for (int unit = share.first; unit < share.end; unit++, turn.next(XStages)) {
             await(ring.empty + turn.stage, turn.phase);
-            expect(ring.full + turn.stage, Sizes<NT>::X);
-            fetch(ring.stages + turn.stage * Sizes<NT>::X, chain.x[i], unit % share.steps * StageColumns, 0, ring.full + turn.stage, false);
+            expect(ring.full + turn.stage, Rows<NT>::Bytes);
+            fetch(ring.stages + turn.stage * Rows<NT>::Bytes, chain.x[i], unit % share.steps * StageColumns, 0, ring.full + turn.stage, false);
         }
     }
 }
 
 template <int NT>
-DEVICE void multiply(const Chain& chain, const Ring& weights, const Ring& x) {
+DEVICE void multiply(const Chain& chain, const Ring& weights, const Ring& x, Desk& desk) {
     const int half = threadIdx.x / 128;
     awaitPrevious();
-    float sum[NT][4] = {};
     Turn w = {0, 0}, r = {0, 0};
+#pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
         const Op& op = chain.ops[i];
         const Share share = shareOf(op);
         const int rows = *op.rows;
-        Turn wBefore, rBefore;
-        bool before = false;
-        const auto release = [&] {
-            if (before && threadIdx.x % 32 == 0) { arrive(weights.empty + wBefore.stage); arrive(x.empty + rBefore.stage); }
-            before = false;
-        };
-        for (int unit = share.first; unit < share.end; unit++, w.next(Sizes<NT>::WStages), r.next(XStages)) {
-            await(weights.full + w.stage, w.phase);
-            await(x.full + r.stage, r.phase);
-            const u64 a = tileOf(weights.stages + w.stage * Sizes<NT>::W + half * 8192), b = tileOf(x.stages + r.stage * Sizes<NT>::X);
-            fenceWide();
+        for (int unit = share.first; unit < share.end;) {
+            const int tile = unit / share.steps, begin = unit, end = min(share.end, (tile + 1) * share.steps);
+            int wBefore = 0, rBefore = 0;       // stages that the group under way still reads
+            float sum[NT][4] = {};
+            for (; unit < end; unit++) {
+                await(weights.full + w.stage, w.phase);
+                await(x.full + r.stage, r.phase);
+                const u64 a = tileOf(weights.stages + w.stage * WBytes + half * 8192), b = tileOf(x.stages + r.stage * Rows<NT>::Bytes);
+                fenceWide();
 #pragma unroll
-            for (int kk = 0; kk < 4; kk++) wide(sum, a + kk * 2, b + kk * 2);
-            commitWide();
-            if (before) awaitWide<1>();
-            release();
-            wBefore = w; rBefore = r; before = true;
-            if ((unit + 1) % share.steps == 0 || unit + 1 == share.end) {
-                awaitWide<0>();
-                release();
-                flush<NT>(sum, share, op, unit / share.steps, rows);
+                for (int kk = 0; kk < 4; kk++) wide(sum, a + kk * 2, b + kk * 2);
+                commitWide();
+                awaitWide<1>();
+                if (unit > begin && threadIdx.x % 32 == 0) { arrive(weights.empty + wBefore); arrive(x.empty + rBefore); }
+                wBefore = w.stage;
+                rBefore = r.stage;
+                w.next(chain.stages);
+                r.next(XStages);
             }
+            awaitWide<0>();
+            if (threadIdx.x % 32 == 0) { arrive(weights.empty + wBefore); arrive(x.empty + rBefore); }
+            flush<NT>(sum, share, op, tile, rows);
         }
+        if (op.finish.kind == Nothing) continue;
+        meet(FactorsBarrier, MmaThreads + CrewThreads);
+        finishOp(chain, i, desk);
     }
 }
 
 template <int NT>
 DEVICE void run(const Chain& chain, unsigned char* memory) {
-    u64* barriers = (u64*)(memory + CrewThreads / 32 * RoomFloats * 4);
-    const Ring weights = {barriers, barriers + 12, memory + HeaderBytes}, x = {barriers + 24, barriers + 24 + XStages, memory + HeaderBytes + Sizes<NT>::WStages * Sizes<NT>::W};
-    u64* ready = barriers + 24 + 2 * XStages;
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < Sizes<NT>::WStages; i++) { initBarrier(weights.full + i, 1); initBarrier(weights.empty + i, MmaThreads / 32); }
-        for (int i = 0; i < XStages; i++) { initBarrier(x.full + i, 1); initBarrier(x.empty + i, MmaThreads / 32); }
-        initBarrier(ready, 1);
+    // The rings' barriers: of weights those that count bytes, then those that count readers; of x likewise.
+    u64* barriers = (u64*)memory;
+    unsigned char* stages = memory + HeaderBytes + (adapted(chain) ? RoomBytes : 0);
+    const Ring weights = {barriers, barriers + MostWStages, stages}, x = {barriers + 2 * MostWStages, barriers + 2 * MostWStages + XStages, stages + chain.stages * WBytes};
+    const int mine = threadIdx.x;
+    if (mine < 2 * MostWStages + 2 * XStages) {
+        const bool readers = mine >= MostWStages && mine < 2 * MostWStages || mine >= 2 * MostWStages + XStages;
+        initBarrier(barriers + mine, readers ? MmaThreads / 32 : 1);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
+    if (threadIdx.x < MostOps) deskOf(memory).next[threadIdx.x] = 0;
     __syncthreads();
-    if (threadIdx.x < MmaThreads) multiply<NT>(chain, weights, x);
-    else if (threadIdx.x < MmaThreads + CrewThreads) crew(chain, (float*)memory, [&] { arrive(ready); });
-    else if (threadIdx.x == MmaThreads + CrewThreads) fetchWeights<NT>(chain, weights);
-    else if (threadIdx.x == MmaThreads + CrewThreads + 32) fetchRows<NT>(chain, x, ready);
+    // 96 registers each at first. What the fetchers give back is just what the crew takes.
+    if (threadIdx.x < MmaThreads) multiply<NT>(chain, weights, x, deskOf(memory));
+    else if (threadIdx.x < MmaThreads + CrewThreads) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 128;");
+        crew(chain, memory);
+    } else {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+        if (threadIdx.x == MmaThreads + CrewThreads) fetchWeights<NT>(chain, weights);
+        else if (threadIdx.x == MmaThreads + CrewThreads + 32) fetchRows<NT>(chain, x);
+    }
 }
 #else
 // ---- The products elsewhere: the threads copy, a few stages ahead, and mma multiplies.
@@ -328,7 +403,7 @@ DEVICE void multiplyStage(float (&sum)[NT][4], const unsigned char* w, const uns
 }
 
 template <int NT, int STAGES>
-DEVICE void multiply(const Chain& chain, int index, unsigned char* stages) {
+DEVICE void multiply(const Chain& chain, int index, Desk& desk, unsigned char* stages) {
     const Op& op = chain.ops[index];
     const Share share = shareOf(op);
     const int BN = 8 * NT, StageBytes = (TileRows + BN) * 128, thread = threadIdx.x, rows = *op.rows;
@@ -361,7 +436,7 @@ DEVICE void multiply(const Chain& chain, int index, unsigned char* stages) {
             loadW(tile, k, stages + s * StageBytes);
             if (++k == share.steps) { k = 0; tile++; }
         }
-    awaitInput(chain, index, MmaBarrier, MmaThreads, [] {});
+    awaitInput(chain, index, Mma);
     k = share.first % share.steps;
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
@@ -386,23 +461,33 @@ DEVICE void multiply(const Chain& chain, int index, unsigned char* stages) {
         multiplyStage<NT>(sum, stages + stage * StageBytes, stages + stage * StageBytes + TileRows * 128);
         if (++stage == STAGES) stage = 0;
         if (++free == STAGES) free = 0;
-        if ((unit + 1) % share.steps == 0 || unit + 1 == share.end) flush<NT>(sum, share, op, unit / share.steps, rows);
+        if ((unit + 1) % share.steps == 0 || unit + 1 == share.end) {
+            flush<NT>(sum, share, op, unit / share.steps, rows);
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+                for (int e = 0; e < 4; e++) sum[n][e] = 0.f;
+        }
     }
     awaitCopies<0>();
     meet(MmaBarrier, MmaThreads);               // the stages are free for the next product
+    if (op.finish.kind == Nothing) return;
+    meet(FactorsBarrier, MmaThreads + CrewThreads);
+    finishOp(chain, index, desk);
 }
 
 template <int NT>
 DEVICE void run(const Chain& chain, unsigned char* memory) {
-    constexpr int fit = (SHARED_LIMIT - HeaderBytes) / ((TileRows + 8 * NT) * 128), stages = fit < 8 ? fit : 8;
-    if (threadIdx.x < MmaThreads) for (int i = 0; i < chain.count; i++) multiply<NT, stages>(chain, i, memory + HeaderBytes);
-    else if (threadIdx.x < MmaThreads + CrewThreads) crew(chain, (float*)memory, [] {});
+    constexpr int fit = (SHARED_LIMIT - HeaderBytes - RoomBytes) / ((TileRows + 8 * NT) * 128), stages = fit < 8 ? fit : 8;
+    if (threadIdx.x < MostOps) deskOf(memory).next[threadIdx.x] = 0;
+    __syncthreads();
+    if (threadIdx.x < MmaThreads) for (int i = 0; i < chain.count; i++) multiply<NT, stages>(chain, i, deskOf(memory), memory + HeaderBytes + RoomBytes);
+    else if (threadIdx.x < MmaThreads + CrewThreads) crew(chain, memory);
 }
 #endif
 
-// 576 threads, one block a multiprocessor and no more: they wait for each other.
+// 640 threads on Hopper, 512 elsewhere; one block a multiprocessor and no more: they wait for each other.
 #define CHAIN(NT) \
-    extern "C" __global__ __launch_bounds__(576, 1) void chain_##NT(const __grid_constant__ Chain chain) { \
+    extern "C" __global__ __launch_bounds__(640, 1) void chain_##NT(const __grid_constant__ Chain chain) { \
         DYNAMIC_SHARED(memory); \
         letNextStart(); \
         run<NT>(chain, memory); \

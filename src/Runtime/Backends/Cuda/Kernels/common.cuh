@@ -44,9 +44,14 @@ DEVICE void loadMatricesTransposed(u32 (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sharedAddress(row)) : "memory");
 }
 
+static const u64 First = 0x12F0000000000000ull;            // the L2's policy for what nobody reads again: it is the first to leave
+
 // 16 bytes to shared memory in the background; bytes beyond the first `valid` become zero. Both addresses aligned to 16.
 DEVICE void copyAsync(void* shared, const void* global, int valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(sharedAddress(shared)), "l"(global), "r"(valid) : "memory");
+}
+DEVICE void copyOnce(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" :: "r"(sharedAddress(shared)), "l"(global), "l"(First) : "memory");
 }
 DEVICE void commitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Until at most N of this thread's latest groups are under way.
@@ -96,19 +101,34 @@ DEVICE void awaitCount(const u32* counter, u32 count) {
         __nanosleep(32);
     }
 }
-// What this thread wrote, and those that it has met at a barrier, is seen by whoever finds the counter raised.
-DEVICE void raise(u32* counter) {
-    __threadfence();
-    atomicAdd(counter, 1u);
+// Raises a counter; what this thread wrote, and those wrote that it has met, is seen by whoever finds it raised. Cheaper than __threadfence, which also
+// keeps an order among all that is written anywhere.
+DEVICE void raise(u32* counter) { asm volatile("red.release.gpu.global.add.u32 [%0], 1;" :: "l"(counter) : "memory"); }
+
+// `threads` of a block meet at one of its barriers 1 to 15; or say that they were there, and wait for nobody.
+DEVICE void meet(int barrier, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
+DEVICE void pass(int barrier, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
+
+// So many neighbouring threads of every block, which work through the same stages: `announce` says for a block that one is behind it, `awaitBlocks`
+// waits for all blocks to say so. What they wrote before is seen after.
+struct Party { int barrier, threads; };
+DEVICE void announce(Party party, u32* counter) {
+    meet(party.barrier, party.threads);
+    if (threadIdx.x % party.threads == 0) raise(counter);
+}
+DEVICE void awaitBlocks(Party party, const u32* counter) {
+    if (threadIdx.x % party.threads == 0) awaitCount(counter, gridDim.x);
+    meet(party.barrier, party.threads);
 }
 
-// `threads` of a block meet at one of its barriers 1 to 15.
-DEVICE void meet(int barrier, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(barrier), "r"(threads) : "memory"); }
+// To the L2 in the background: a line, or one that is to stay there.
+DEVICE void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" :: "l"(p)); }
+DEVICE void prefetchToStay(const void* p) { asm volatile("prefetch.global.L2::evict_last [%0];" :: "l"(p)); }
 
 // Read once: past the L1, first to leave the L2.
 DEVICE U32x4 loadOnce(const void* p) {
     U32x4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.L2::cache_hint.v4.u32 {%0,%1,%2,%3}, [%4], %5;" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p), "l"(First));
     return v;
 }
 

@@ -5,10 +5,20 @@ static const int Warps = 8;
 
 #define FINISH(NAME, ITEM) \
     extern "C" __global__ __launch_bounds__(Warps * 32, 4) void NAME(const Step* step, const int* rows, const int* adapterOf, Sums sums, Finish finish) { \
+        __shared__ float factors[Warps][2]; \
         letNextStart(); \
         awaitPrevious(); \
         const int item = blockIdx.x * Warps + threadIdx.x / 32; \
-        if (item < itemsOf(finish, *rows)) ITEM(finish, sums, adapterOf, *rows, item, 0); \
+        if (item >= itemsOf(finish, *rows)) return; \
+        const int first = firstRowOf(*rows, item); \
+        float* mine = factors[threadIdx.x / 32]; \
+        if (sums.squares) \
+            for (int r = 0; r < 2; r++) { \
+                const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, min(first + r, *rows - 1)); \
+                if (threadIdx.x % 32 == 0) mine[r] = factor; \
+            } \
+        __syncwarp(); \
+        ITEM(finish, sums, adapterOf, *rows, item, 0, mine - first); \
     }
 FINISH(residual, finishResidual)
 FINISH(rope, finishRope)
@@ -29,5 +39,18 @@ extern "C" __global__ __launch_bounds__(Warps * 32) void takeNormed(const int* c
         const float v = x[c] * factor * weight[c];
         if (out) out[(long long)i * outStride + c] = toBf16(v);
         else full[(long long)i * outStride + c] = v;
+    }
+}
+
+// turns[r, i] = (cos, sin)(position[r]·frequency[i]), once a step for all layers. A block a row.
+extern "C" __global__ void turnsOf(const Step* step, const int* positions, const float* frequencies, int half, F32x2* turns) {
+    letNextStart();
+    awaitPrevious();
+    const int row = blockIdx.x;
+    if (row >= step->rows) return;
+    for (int i = threadIdx.x; i < half; i += blockDim.x) {
+        F32x2 turn;
+        sincosf(positions[row] * frequencies[i], &turn.y, &turn.x);
+        turns[(long long)row * half + i] = turn;
     }
 }

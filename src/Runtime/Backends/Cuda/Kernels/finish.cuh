@@ -33,8 +33,9 @@ struct Finish {
     float* squares;             // Residual: [row][tile]
     const float* weight;
     int xStride, outStride;
-    const int *positions, *slots;                           // Rope, and what follows
-    const float *queryNorm, *keyNorm, *frequencies;         // norms or null
+    const int* slots;                                       // Rope, and what follows
+    const F32x2* turns;                                     // [row][headDim / 2]: cosine and sine of the row's angles
+    const float *queryNorm, *keyNorm;                       // or null
     float epsilon;
     int heads;
     Cache cache;
@@ -45,11 +46,11 @@ static const int TileWarps = 8;                             // that raise it for
 
 DEVICE int partsAt(const Sums& s, int column) { return s.parts ? s.parts[column / TileColumns] : 1; }
 
-// Until the sums of columns from … end − 1 are there; `tiles` null: they are.
-DEVICE void awaitColumns(const Sums& s, const u32* tiles, int from, int end) {
+// Until the sums of columns from … end − 1, and of as many from `second` on if that is not negative, are there; `tiles` null: they are. Each lane asks for one.
+DEVICE void awaitColumns(const Sums& s, const u32* tiles, int from, int end, int second = -1) {
     if (!tiles) return;
-    if (threadIdx.x % 32 == 0)
-        for (int t = from / TileColumns; t * TileColumns < end; t++) awaitCount(tiles + t * CounterStride, s.parts[t] * TileWarps);
+    const int lane = threadIdx.x % 32, begin = lane < 16 ? from : second, t = begin / TileColumns + lane % 16;
+    if (begin >= 0 && t * TileColumns < begin + end - from) awaitCount(tiles + t * CounterStride, s.parts[t] * TileWarps);
     __syncwarp();
 }
 
@@ -60,7 +61,8 @@ DEVICE float factorOf(const float* squares, int columns, float epsilon, int row)
     for (int t = threadIdx.x % 32; t < tiles; t += 32) sum += loadFresh(squares + (long long)row * tiles + t);
     return 1.f / sqrtf(warpSum(sum) / columns + epsilon);
 }
-DEVICE float factorOf(const Sums& s, int row) { return s.squares ? factorOf(s.squares, s.inputs, s.epsilon, row) : 1.f; }
+// `factors`: of all rows, where there is a norm.
+DEVICE float factorOf(const Sums& s, const float* factors, int row) { return s.squares ? factors[row] : 1.f; }
 
 DEVICE float summed(const Sums& s, int row, int column, float factor, bool adapted) {
     const int parts = partsAt(s, column);
@@ -70,47 +72,60 @@ DEVICE float summed(const Sums& s, int row, int column, float factor, bool adapt
     for (int p = 0; p < 4; p++) w[p] = p < parts ? loadFresh(y + p * s.part) : 0.f;     // on their way together
     const float more = adapted ? loadFresh(s.extra + (long long)row * s.stride + column) : 0.f;
     float sum = ((w[0] + w[1]) + w[2]) + w[3];
+#pragma unroll 1
     for (int p = 4; p < parts; p++) sum += loadFresh(y + p * s.part);
     return (sum + more) * factor + (s.bias ? s.bias[column] : 0.f);
 }
 
-// Two neighbouring rows, the second once more where there is none.
-struct Pair {
-    int row[2];
-    bool second;
-    bool adapted[2];
-    float factor[2];
+// Some neighbouring rows, the last once more where there is none.
+template <int ROWS>
+struct Few {
+    int row[ROWS], count;
+    bool adapted[ROWS];
+    float factor[ROWS];
 };
-DEVICE Pair pairOf(const Sums& s, const int* adapterOf, int rows, int row) {
-    Pair p;
-    p.second = row + 1 < rows;
-    p.row[0] = row;
-    p.row[1] = p.second ? row + 1 : row;
+template <int ROWS>
+DEVICE Few<ROWS> fewOf(const Sums& s, const int* adapterOf, int rows, int first) {
+    Few<ROWS> f;
+    f.count = min(ROWS, rows - first);
 #pragma unroll
-    for (int i = 0; i < 2; i++) p.adapted[i] = s.extra && adapterOf[p.row[i]] >= 0;
-    return p;
+    for (int i = 0; i < ROWS; i++) {
+        f.row[i] = min(first + i, rows - 1);
+        f.adapted[i] = s.extra && adapterOf[f.row[i]] >= 0;
+    }
+    return f;
 }
 
-// Columns column … column + 3 of both rows, of which `count` exist; PARTS: how many parts are fetched together.
-template <int PARTS>
-DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int column, int count) {
+DEVICE void summedByColumn(float (&v)[4], const Sums& s, int row, int column, int count, float factor, bool adapted) {
+    v[0] = v[1] = v[2] = v[3] = 0.f;
+#pragma unroll 1
+    for (int e = 0; e < count; e++) {
+        const float w = summed(s, row, column + e, factor, adapted);
+#pragma unroll
+        for (int i = 0; i < 4; i++) if (i == e) v[i] = w;
+    }
+}
+
+// Columns column … column + 3 of the rows, of which `count` exist; PARTS: how many parts are fetched together.
+template <int PARTS, int ROWS>
+DEVICE void summed4(float (&v)[ROWS][4], const Sums& s, const Few<ROWS>& rows, int column, int count) {
     if (count == 4 && column % 4 == 0) {
         const int parts = partsAt(s, column);
-        const float* y[2];
-        F32x4 w[2][PARTS], more[2];
+        F32x4 w[ROWS][PARTS], more[ROWS];
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            y[i] = s.y + (long long)rows.row[i] * s.stride + column;
+        for (int i = 0; i < ROWS; i++) {
+            const float* y = s.y + (long long)rows.row[i] * s.stride + column;
 #pragma unroll
-            for (int p = 0; p < PARTS; p++) w[i][p] = p < parts ? loadFresh4(y[i] + p * s.part) : F32x4{0, 0, 0, 0};
+            for (int p = 0; p < PARTS; p++) w[i][p] = p < parts ? loadFresh4(y + p * s.part) : F32x4{0, 0, 0, 0};
             more[i] = rows.adapted[i] ? loadFresh4(s.extra + (long long)rows.row[i] * s.stride + column) : F32x4{0, 0, 0, 0};
         }
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
+        for (int i = 0; i < ROWS; i++) {
 #pragma unroll
             for (int p = 1; p < PARTS; p++) { w[i][0].x += w[i][p].x; w[i][0].y += w[i][p].y; w[i][0].z += w[i][p].z; w[i][0].w += w[i][p].w; }
+#pragma unroll 1
             for (int p = PARTS; p < parts; p++) {
-                const F32x4 u = loadFresh4(y[i] + p * s.part);
+                const F32x4 u = loadFresh4(s.y + (long long)rows.row[i] * s.stride + column + p * s.part);
                 w[i][0].x += u.x; w[i][0].y += u.y; w[i][0].z += u.z; w[i][0].w += u.w;
             }
             v[i][0] = (w[i][0].x + more[i].x) * rows.factor[i];
@@ -123,9 +138,7 @@ DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int colum
         }
     } else
 #pragma unroll
-        for (int i = 0; i < 2; i++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) v[i][e] = e < count ? summed(s, rows.row[i], column + e, rows.factor[i], rows.adapted[i]) : 0.f;
+        for (int i = 0; i < ROWS; i++) summedByColumn(v[i], s, rows.row[i], column, count, rows.factor[i], rows.adapted[i]);
 }
 
 DEVICE void put4(float* to, const float (&v)[4], int count) {
@@ -142,9 +155,10 @@ DEVICE void put4(u16* to, const float (&v)[4], int count) {
 }
 
 // x += y where there is one, x·weight and the tile's squares: two rows, 128 columns.
-DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles) {
-    const int twos = (rows + 1) / 2, tile = item / twos, lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, item % twos * 2);
+DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
+    const u32 twos = (rows + 1) / 2, tile = item / twos;
+    const int lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
+    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - tile * twos) * 2);
     float v[2][4] = {}, x[2][4] = {}, weight[4] = {};
     if (count == 4) {
         const F32x4 w = *(const F32x4*)(f.weight + column);
@@ -162,13 +176,13 @@ DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf,
                 for (int i = 0; i < 2; i++) x[i][e] = loadFresh(f.x + (long long)pair.row[i] * f.xStride + column + e);
             }
     if (s.y) {
-        for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, pair.row[i]);
+        for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
         awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
         if (count > 0) summed4<4>(v, s, pair, column, count);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        if (i == 1 && !pair.second) break;
+        if (i >= pair.count) break;
         float squares = 0.f, h[4];
 #pragma unroll
         for (int e = 0; e < 4; e++) {
@@ -183,59 +197,106 @@ DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf,
     }
 }
 
-// A head of q, k or v of one row: normalised where weights are given, q and k rotated by the position. q goes to its own place, k and v to the cache.
-DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles) {
+// Where a head of q, k or v of a row goes: part 0 is q, which has a place of its own, 1 and 2 are the cache's.
+DEVICE u16* placeOf(const Finish& f, int row, int head, int part) {
     const Cache& cache = f.cache;
-    const int row = item % rows, head = item / rows, lane = threadIdx.x % 32, dim = cache.headDim, half = dim / 2, heads = f.heads;
-    const int part = head < heads ? 0 : head < heads + cache.kvHeads ? 1 : 2, position = f.positions[row], slot = f.slots[row];
-    const bool adapted = s.extra && adapterOf[row] >= 0;
-    const float* norm = part == 0 ? f.queryNorm : part == 1 ? f.keyNorm : 0;
-    float sine[4], cosine[4], a[4], b[4], squares = 0.f;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (lane + i * 32 < half && part < 2) sincosf(position * f.frequencies[lane + i * 32], &sine[i], &cosine[i]);
-    const float factor = factorOf(s, row);
-    awaitColumns(s, tiles, head * dim, (head + 1) * dim);
+    if (part == 0) return f.out + ((long long)row * f.heads + head) * cache.dimStride;
+    const u32 slot = f.slots[row], block = slot / (u32)cache.blockSize;
+    const int kvHead = head - f.heads - (part == 2 ? cache.kvHeads : 0);
+    return (part == 1 ? cache.keys : cache.values) + ((long long)(block * cache.kvHeads + kvHead) * cache.blockSize + slot - block * cache.blockSize) * cache.dimStride;
+}
+
+// The same for heads of any size up to 256, one row at a time.
+DEVICE void ropeByColumn(const Finish& f, const Sums& s, int row, int head, int part, const float* norm, float factor, bool adapted) {
+    const int lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2;
+    const F32x2* turns = f.turns + (long long)row * half;
+    u16* to = placeOf(f, row, head, part);
+    float a[4], b[4], squares = 0.f;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        a[i] = b[i] = 0.f;
-        if (lane + i * 32 < half) {
-            a[i] = summed(s, row, head * dim + lane + i * 32, factor, adapted);
-            b[i] = summed(s, row, head * dim + lane + i * 32 + half, factor, adapted);
-        }
+        const int d = lane + i * 32;
+        a[i] = d < half ? summed(s, row, head * dim + d, factor, adapted) : 0.f;
+        b[i] = d < half ? summed(s, row, head * dim + d + half, factor, adapted) : 0.f;
         squares += a[i] * a[i] + b[i] * b[i];
     }
-    const float scale = norm ? 1.f / sqrtf(warpSum(squares) / dim + f.epsilon) : 1.f;
-    const int kvHead = head - heads - (part == 2 ? cache.kvHeads : 0);
-    u16* to = part == 0 ? f.out + ((long long)row * heads + head) * cache.dimStride
-        : (part == 1 ? cache.keys : cache.values) + ((long long)(slot / cache.blockSize * cache.kvHeads + kvHead) * cache.blockSize + slot % cache.blockSize) * cache.dimStride;
+    const float scale = norm ? rsqrtf(warpSum(squares) / dim + f.epsilon) : 1.f;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int d = lane + i * 32;
         if (d >= half) continue;
-        if (norm) { a[i] = a[i] * scale * norm[d]; b[i] = b[i] * scale * norm[d + half]; }
-        to[d] = toBf16(part < 2 ? a[i] * cosine[i] - b[i] * sine[i] : a[i]);
-        to[d + half] = toBf16(part < 2 ? b[i] * cosine[i] + a[i] * sine[i] : b[i]);
+        const F32x2 turn = part < 2 ? turns[d] : F32x2{1.f, 0.f};
+        if (norm) { a[i] *= scale * norm[d]; b[i] *= scale * norm[d + half]; }
+        to[d] = toBf16(a[i] * turn.x - b[i] * turn.y);
+        to[d + half] = toBf16(b[i] * turn.x + a[i] * turn.y);
     }
-    for (int d = dim + lane; d < cache.dimStride; d += 32) to[d] = 0;
+    for (int d = dim + lane; d < f.cache.dimStride; d += 32) to[d] = 0;
 }
 
-DEVICE float swish(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
+// A head of q, k or v of two rows: normalised where weights are given, q and k rotated by the position. A lane takes four columns, and gets from another
+// those half a head away.
+DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
+    const u32 twos = (rows + 1) / 2;
+    const int head = item / twos, lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2, d = lane * 4;
+    const int part = head < f.heads ? 0 : head < f.heads + f.cache.kvHeads ? 1 : 2;
+    const float* norm = part == 0 ? f.queryNorm : part == 1 ? f.keyNorm : 0;
+    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - head * twos) * 2);
+#pragma unroll
+    for (int r = 0; r < 2; r++) pair.factor[r] = factorOf(s, factors, pair.row[r]);
+    if (dim > 128 || half % 4 != 0) {
+        awaitColumns(s, tiles, head * dim, (head + 1) * dim);
+#pragma unroll 1
+        for (int r = 0; r < pair.count; r++) ropeByColumn(f, s, r == 0 ? pair.row[0] : pair.row[1], head, part, norm, r == 0 ? pair.factor[0] : pair.factor[1], r == 0 ? pair.adapted[0] : pair.adapted[1]);
+        return;
+    }
+    F32x4 turn[2][2];
+    u16* to[2];
+    const int partner = d < half ? lane + half / 4 : lane - half / 4;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const F32x4* at = (const F32x4*)(f.turns + (long long)pair.row[r] * half + (d < half ? d : d - half));
+        turn[r][0] = part < 2 && d < dim ? at[0] : F32x4{1.f, 0.f, 1.f, 0.f};
+        turn[r][1] = part < 2 && d < dim ? at[1] : F32x4{1.f, 0.f, 1.f, 0.f};
+        to[r] = placeOf(f, pair.row[r], head, part);
+    }
+    awaitColumns(s, tiles, head * dim, (head + 1) * dim);
+    float v[2][4];
+    summed4<4>(v, s, pair, head * dim + d, d < dim ? 4 : 0);
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        if (norm) {
+            const float scale = rsqrtf(warpSum((v[r][0] * v[r][0] + v[r][1] * v[r][1]) + (v[r][2] * v[r][2] + v[r][3] * v[r][3])) / dim + f.epsilon);
+#pragma unroll
+            for (int e = 0; e < 4; e++) v[r][e] *= d < dim ? scale * norm[d + e] : 0.f;
+        }
+        float other[4];
+#pragma unroll
+        for (int e = 0; e < 4; e++) other[e] = __shfl_sync(0xFFFFFFFFu, v[r][e], partner & 31) * (d < half ? -1.f : 1.f);
+        const float turned[4] = {v[r][0] * turn[r][0].x + other[0] * turn[r][0].y, v[r][1] * turn[r][0].z + other[1] * turn[r][0].w,
+                                 v[r][2] * turn[r][1].x + other[2] * turn[r][1].y, v[r][3] * turn[r][1].z + other[3] * turn[r][1].w};
+        const float none[4] = {};
+        if (r >= pair.count) continue;
+        if (d < dim) put4(to[r] + d, turned, 4);
+        else if (d < f.cache.dimStride) put4(to[r] + d, none, 4);
+    }
+}
+
+DEVICE float swish(float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; }
 
 // silu(gate)·up, gate the first `columns` of the sums: two rows, 128 columns.
-DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles) {
-    const int twos = (rows + 1) / 2, run = item / twos, column = run * TileColumns + threadIdx.x % 32 * 4, end = min(f.columns, (run + 1) * TileColumns), count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, item % twos * 2);
-    for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, pair.row[i]);
-    awaitColumns(s, tiles, run * TileColumns, end);
-    awaitColumns(s, tiles, f.columns + run * TileColumns, f.columns + end);
+DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
+    const u32 twos = (rows + 1) / 2, run = item / twos;
+    const int column = run * TileColumns + threadIdx.x % 32 * 4, end = min(f.columns, (int)(run + 1) * TileColumns), count = min(4, f.columns - column);
+    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - run * twos) * 2);
+#pragma unroll
+    for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
+    awaitColumns(s, tiles, run * TileColumns, end, f.columns + run * TileColumns);
     if (count <= 0) return;
     float gate[2][4], up[2][4];
     summed4<2>(gate, s, pair, column, count);
     summed4<2>(up, s, pair, f.columns + column, count);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        if (i == 1 && !pair.second) break;
+        if (i >= pair.count) break;
 #pragma unroll
         for (int e = 0; e < 4; e++) gate[i][e] = swish(gate[i][e], up[i][e]);
         put4(f.out + (long long)pair.row[i] * f.outStride + column, gate[i], count);
@@ -243,19 +304,26 @@ DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, i
 }
 
 // y itself, for whoever wants to see it: two rows, 128 columns.
-DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles) {
-    const int twos = (rows + 1) / 2, tile = item / twos, column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, item % twos * 2);
-    for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, pair.row[i]);
+DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
+    const u32 twos = (rows + 1) / 2, tile = item / twos;
+    const int column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
+    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - tile * twos) * 2);
+    for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
     awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
     if (count <= 0) return;
     float v[2][4];
     summed4<4>(v, s, pair, column, count);
     put4(f.x + (long long)pair.row[0] * f.xStride + column, v[0], count);
-    if (pair.second) put4(f.x + (long long)pair.row[1] * f.xStride + column, v[1], count);
+    if (pair.count > 1) put4(f.x + (long long)pair.row[1] * f.xStride + column, v[1], count);
 }
 
+// The first of an item's two rows.
+DEVICE int firstRowOf(int rows, int item) { return (u32)item % (u32)((rows + 1) / 2) * 2; }
 DEVICE int itemsOf(const Finish& f, int rows) {
-    if (f.kind == Nothing) return 0;
-    return f.kind == Rope ? rows * (f.heads + 2 * f.cache.kvHeads) : (f.columns + TileColumns - 1) / TileColumns * ((rows + 1) / 2);
+    const int runs = (f.columns + TileColumns - 1) / TileColumns, twos = (rows + 1) / 2;
+    switch (f.kind) {
+        case Nothing: return 0;
+        case Rope: return (f.heads + 2 * f.cache.kvHeads) * twos;
+        default: return runs * twos;
+    }
 }

@@ -32,7 +32,7 @@ DEVICE Rank rankAt(const Lora* modules, int n) {
 }
 
 // Where a thread is in the row of factors that it feeds to a stage.
-struct Feed {
+struct FactorLine {
     const u16* row;
     int part, k, width, rows, chunk, t;
 };
@@ -56,10 +56,10 @@ DEVICE void shrinkPass(const AdapterTile& tile, const Lora* modules, int first, 
     const int here = min(PassRanks, ranks - first), steps = (min(SplitColumns, inputs - begin) + StageColumns - 1) / StageColumns;
     const u16* rows = x + (long long)tile.firstRow * xStride;
 
-    Feed feeds[LongPieces];
+    FactorLine feeds[LongPieces];
 #pragma unroll
     for (int i = 0; i < LongPieces; i++) {
-        Feed& f = feeds[i];
+        FactorLine& f = feeds[i];
         const int n = line + i * (LongThreads / 8), column = begin + piece * 8;
         f = {x, 0, 0, 8, 0, 0, 0};
         if (n >= here) continue;
@@ -89,7 +89,7 @@ DEVICE void shrinkPass(const AdapterTile& tile, const Lora* modules, int first, 
             for (int i = 0; i < LongPieces; i++) {
                 const int n = line + i * (LongThreads / 8);
                 if (n >= here) continue;
-                Feed& f = feeds[i];
+                FactorLine& f = feeds[i];
                 unsigned char* at = to + (TileRows + n) * 128 + ((piece ^ (n & 7)) << 4);
                 if (f.width % 8 != 0) { *(U32x4*)at = slowPiece(modules[f.part], f.k, column, inputs); continue; }
                 copyAsync(at, bytes > 0 ? f.row + (long long)f.t * f.rows : rows, bytes);
@@ -205,7 +205,7 @@ DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, i
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, row = warp * 16 + g;
     if (warp * 16 >= tile.rows) return;
     const float* z = site.whole + (long long)part * site.wholePart + (long long)(tile.firstRow + row) * site.zStride;
-    const int turn = m.shared > 0 ? modulo(-chunk * m.shiftB, m.shared) : 0;
+    const int turn = m.shared > 0 ? (m.shared - (u32)(chunk * m.shiftB) % (u32)m.shared) % m.shared : 0;
     for (int k = 0; k < ranks; k += 16) {
         float v[2][4];
 #pragma unroll
@@ -346,19 +346,18 @@ extern "C" __global__ __launch_bounds__(LongThreads, 4) void expandLong(const St
     }
 }
 
-// ---- What adapters add to the short rows, to y; 0 in base rows. z goes through site.z, and all blocks are resident: they wait for each other.
+// ---- What adapters add to the short rows, to y; 0 in base rows. `shrunk` is 0 before.
 
-extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step, const int* adapterOf, const int* shortRows, const u16* x, int xStride, Site site, float* y, int yStride) {
-    DYNAMIC_SHARED(rooms);
-    const int warp = threadIdx.x / 32, warps = blockDim.x / 32;
-    float* room = (float*)rooms + warp * RoomFloats;
+extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step, const int* shortAdapters, const int* shortRows, const u16* x, int xStride, Site site, u32* shrunk, float* y, int yStride) {
+    DYNAMIC_SHARED(memory);
     letNextStart();
     bool ready = false;
     const auto whenReady = [&] {
         if (!ready) awaitPrevious();
         ready = true;
     };
-    shrinkRows(step, adapterOf, shortRows, site, x, xStride, warp, warps, room, whenReady);
-    whenReady();
-    expandRows(step, adapterOf, shortRows, site, warp, warps, room, y, yStride, true);
+    const ShortRows shorts = {step->shortRows, step->slices[site.kind], shortAdapters, shortRows};
+    Room& room = ((Room*)memory)[threadIdx.x / 32];
+    Feed feed;
+    adaptRows(shorts, site, x, xStride, y, yStride, true, Party{1, 256}, shrunk, room, feed, [&] { start(feed, shorts, site, threadIdx.x / 32, 8, room); }, whenReady);
 }
