@@ -145,7 +145,7 @@ static void products() {
 static void chains() {
     int which = 0;
     for (auto [rows, attended, hidden, inner, heads, kvHeads, dim, norms, blocks] : {std::tuple{5, 48, 136, 200, 4, 2, 24, 0, 5}, {1, 130, 257, 131, 3, 1, 64, 1, 3}, {17, 64, 128, 256, 2, 2, 96, 1, 4},
-                                                                                     {66, 40, 72, 40, 2, 1, 16, 0, 2}}) {
+                                                                                     {66, 40, 72, 40, 2, 1, 16, 0, 2}, {3, 40, 96, 64, 2, 1, 20, 1, 3}, {5, 72, 80, 48, 2, 1, 200, 1, 3}}) {
         which++;
         Rows those(rows, which != 3);
         const int adapters = which != 3 ? 3 : 0, *on = those.adapterOf.data(), blockSize = 7, dimStride = (dim + 15) / 16 * 16, qkvColumns = (heads + 2 * kvHeads) * dim;

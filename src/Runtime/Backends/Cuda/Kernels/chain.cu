@@ -161,9 +161,7 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
     Room& room = roomsOf(memory)[warp];
     Feed feed;
     const auto shortsOf = [&](const Op& op) { return ShortRows{desk.rows, desk.slices[op.site.kind], desk.adapters, 0}; };
-    if (adapted(chain)) {
-        takeAdapters(chain, desk);
-    }
+    if (adapted(chain)) takeAdapters(chain, desk);
     bool fed = false;
     const auto feedFor = [&](int i) {
         if (i == chain.count || fed || chain.ops[i].site.parts == 0) return;
