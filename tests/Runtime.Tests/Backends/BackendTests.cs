@@ -189,6 +189,30 @@ public abstract unsafe class BackendTests : IDisposable
     }
 
     [Fact]
+    public void Prompts_under_adapters_share_a_step_with_decoding_rows()
+    {
+        var (inputs, outputs) = (72, 90);
+        var site = new LoraSite(0, (Projection.Query, 0), (Projection.Key, 90), (Projection.Value, 180));
+        var adapters = new[] { (14, 2, 4, 4), (8, 0, 1, 1), (7, 1, 7, 7) }.Select(g => Adapter(inputs, outputs, g)).ToArray();
+        adapters[1][0, Projection.Key] = null;                              // not adapted
+        var loaded = adapters.Select(Backend.LoadAdapter).ToArray();
+        var w = Host(3 * outputs, inputs, "BF16");
+        int[] rowAdapters = [.. Enumerable.Repeat(0, 100), 1, 2, -1, .. Enumerable.Repeat(-1, 70), .. Enumerable.Repeat(1, 65), .. Enumerable.Repeat(2, 16), 0, .. Enumerable.Repeat(2, 17)];
+        var x = Values(rowAdapters.Length, inputs);
+        var y = Linear(x, [w], site: site, segments: Segments(rowAdapters, loaded));
+        var expected = PlainLinear(x, w);
+        for (var r = 0; r < rowAdapters.Length; r++)
+        {
+            var (xr, er) = (Slice(x, r, 1), new double[1, 3 * outputs]);
+            for (var c = 0; c < 3 * outputs; c++) er[0, c] = expected[r, c];
+            for (var p = 0; p < 3 && rowAdapters[r] >= 0; p++)
+                if (adapters[rowAdapters[r]][0, (Projection)p] is { } module) er = PlainLora(xr, module, er, p * outputs);
+            AssertClose(er, Slice(y, r, 1));
+        }
+        foreach (var adapter in loaded) adapter.Dispose();
+    }
+
+    [Fact]
     public void An_adapters_NaN_stays_in_its_rows()
     {
         var (inputs, outputs) = (70, 90);
