@@ -251,7 +251,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 }
                 else
                 {
-                    arena.Reset();
+                    Restart();
                     result = Whole(forward, new StepForm(rows, rows));         // as it is, and another time perhaps
                 }
             }
@@ -333,11 +333,18 @@ internal sealed unsafe class CudaBackend : IBackend
         Send(batch);
     }
 
-    private void Send(Batch batch)
+    /// <summary>Nothing of the verbs so far counts: they are called from the beginning.</summary>
+    private void Restart()
     {
         arena.Reset();
         chain.Clear();
         turns = default;
+        countersUsed = 0;
+    }
+
+    private void Send(Batch batch)
+    {
+        Restart();
         draws = batch.Draws;
         anyAdapters = false;
         highestRank = 0;
@@ -348,7 +355,6 @@ internal sealed unsafe class CudaBackend : IBackend
                 highestRank = Math.Max(highestRank, adapter.MaxRank);
             }
         if (countersMost > 0) Driver.Check(Driver.cuMemsetD8Async(counters, 0, (nuint)countersMost, device.Stream), "cuMemsetD8");
-        countersUsed = 0;
         zStride = Math.Min(maxRank, Math.Max(16, (int)BitOperations.RoundUpToPowerOf2((uint)highestRank)));
         Arrays(0, 1).Send(batch, allShort: batch.Rows <= FewRows);
         if (batch.Draws.Length == 0) return;
