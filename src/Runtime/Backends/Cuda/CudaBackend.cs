@@ -18,7 +18,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private const int FewRows = 128;
 
     /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
-    private const int CrewThreads = 256, ChainHeader = 2048, RoomBytes = 10400, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, MostSlices = 16, ShrinkColumns = 1024;
+    private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, MostSlices = 16, ShrinkColumns = 1024;
 
     private const int ExpandThreads = 128, ExpandBlocks = 4, ExpandShared = 32768;
 
@@ -493,6 +493,9 @@ internal sealed unsafe class CudaBackend : IBackend
         return at;
     }
 
+    /// <summary>A warp's room for adapters: two entries of the table, a z, and a ring as long as the device affords.</summary>
+    private int RoomBytes => 160 + 2048 + (2048 * (device.SharedBytes >= 200_000 ? 4 : device.SharedBytes >= 150_000 ? 2 : 1));
+
     /// <summary>Tiles of 8 rows of x that a product is compiled for.</summary>
     private static int ColumnTiles(int rows) => rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
 
@@ -506,14 +509,15 @@ internal sealed unsafe class CudaBackend : IBackend
         int stages, shared;
         if (device.IsHopper)
         {
-            var header = ChainHeader + (chain.Exists(l => l.Op.Site.Parts > 0) ? rooms : 0) + (RowStages * rowStage);
+            var header = 2048 + (chain.Exists(l => l.Op.Site.Parts > 0) ? (rooms + 1023) & -1024 : 0) + (RowStages * rowStage);
             stages = Math.Min(WeightStages, (device.SharedBytes - header) / weightStage);
             shared = header + (stages * weightStage);
         }
         else
         {
-            stages = Math.Min(MmaStages, (device.SharedBytes - ChainHeader - rooms) / (weightStage + rowStage));
-            shared = ChainHeader + rooms + (stages * (weightStage + rowStage));
+            var header = 1088 + ((rooms + 63) & -64);
+            stages = Math.Min(MmaStages, (device.SharedBytes - header) / (weightStage + rowStage));
+            shared = header + (stages * (weightStage + rowStage));
         }
         // The driver wants maps at 64 bytes.
         var room = stackalloc byte[sizeof(Chain) + 64];

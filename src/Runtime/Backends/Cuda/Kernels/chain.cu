@@ -14,14 +14,15 @@
 // On Hopper warp 16 fetches weights and warp 17 rows of x, by the copy engine. They hand over by barriers in shared memory, and blocks to each
 // other by counters in memory: all are resident.
 
-#ifndef SHARED_LIMIT
-#define SHARED_LIMIT 232448
-#endif
-
 static const int MmaThreads = 256, CrewThreads = 256;
 static const int TileRows = 128;                            // of w
 static const int StageColumns = 64;                         // k's of a stage: 128 bytes of each row
-static const int HeaderBytes = 2048, RoomBytes = 8 * sizeof(Room);      // barriers and the desk; the crew's rooms, where there are adapters; stages follow
+#if __CUDA_ARCH_FEAT_SM90_ALL
+static const int HeaderBytes = 2048, Alignment = 1024;      // barriers and the desk; of what follows: the crew's rooms, where there are adapters, then stages
+#else
+static const int HeaderBytes = 1088, Alignment = 64;
+#endif
+static const int RoomBytes = (CrewThreads / 32 * (int)sizeof(Room) + Alignment - 1) / Alignment * Alignment;
 static const int MostOps = 4;
 static const int MmaBarrier = 1, CrewBarrier = 2, FactorsBarrier = 3, AllBarrier = 4;
 

@@ -39,10 +39,14 @@ struct Site {
 DEVICE int partBegin(const Site& s, int part) { return part == 0 ? 0 : part == 1 ? s.second : part == 2 ? s.third : s.columns; }
 DEVICE int partEnd(const Site& s, int part) { return part + 1 < s.parts ? partBegin(s, part + 1) : s.columns; }
 
+#ifndef SHARED_LIMIT
+#define SHARED_LIMIT 232448                                  // bytes of shared memory that a block can have
+#endif
+
 static const int MaxSlices = 16;                            // 64 columns each, or more. They depend on the shape alone, and so does the order of sums
 
 // What a warp has of shared memory: the linears that it is at and that it fetches for, a z of the highest rank, and a ring of B's pieces on their way.
-static const int RingSteps = 4, StepBytes = 2048;
+static const int RingSteps = SHARED_LIMIT >= 200000 ? 4 : SHARED_LIMIT >= 150000 ? 2 : 1, StepBytes = 2048;
 struct alignas(16) Room {
     Lora now, ahead;
     float z[512];
