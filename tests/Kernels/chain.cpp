@@ -226,12 +226,42 @@ static void chains() {
                 for (int i = 0; i < dimStride; i++) head.see(fromBf16(got[i]), v[i]);
             }
         }
+        // Again as the backend lays it out: one place for both norms, both sums of what is added to the residual, and every z; with more blocks than shares.
+        const auto written = [&] {
+            std::vector<u16> all;
+            const auto keep = [&](const void* p, size_t bytes) { all.insert(all.end(), (const u16*)p, (const u16*)p + bytes / 2); };
+            keep(act, (size_t)rows * is * 2); keep(x, (size_t)rows * hs * 4); keep(h2, (size_t)rows * hs * 2); keep(q, (size_t)rows * heads * dimStride * 2);
+            keep(keys, (size_t)101 * kvHeads * blockSize * dimStride * 2); keep(values, (size_t)101 * kvHeads * blockSize * dimStride * 2);
+            return all;
+        };
+        const auto apart = written();
+        std::vector<float> z(output.z.size() * 3, NAN);
+        float* sums = room<float>((size_t)(std::max(output.m.most, down.m.most) + 1) * rows * output.stride);
+        for (auto* l : links) {
+            std::fill(l->counters.begin(), l->counters.end(), 0);
+            if (adapters) l->op.site.z = z.data();
+        }
+        for (auto* l : {&output, &down}) {
+            l->op.sums.y = sums;
+            if (adapters) l->op.sums.extra = sums + (size_t)l->m.most * rows * l->stride;
+        }
+        output.op.finish.out = h2; output.op.finish.squares = squares2;
+        gateUp.op.x = h2; gateUp.op.sums.squares = squares2;
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < hidden; c++) x[(size_t)r * hs + c] = before[(size_t)r * hidden + c];
+        launch(links, those.step, on, blocks + 2);
+        expectBelow("bits that depend on the layout", written() != apart, 0);
+
         expectBelow("x·weight", h.relative(), 4e-3);
         expectBelow("SwiGLU", gated.relative(), 4e-3);
         expectBelow("the residual", sum.relative(), 1e-5);
         expectBelow("heads", head.relative(), 4e-3);
     }
 }
+
+// As Sums, Site, Finish, Op, Chain and LoraEntry in C#, which CudaLayoutTests holds to the same numbers.
+static_assert(sizeof(Sums) == 64 && sizeof(Site) == 72 && sizeof(Finish) == 120 && sizeof(Op) == 320 && sizeof(Chain) == 2368 && sizeof(Lora) == 80);
+static_assert(sizeof(Room) == 2208 + 2048 * (SHARED_LIMIT >= 200000 ? 4 : SHARED_LIMIT >= 150000 ? 2 : 1));
 
 int main() {
     products();

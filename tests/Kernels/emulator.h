@@ -521,9 +521,5 @@ DEVICE float warpSum(float v) {
     for (int i = 16; i > 0; i >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, i);
     return v;
 }
-DEVICE float warpMax(float v) {
-    for (int i = 16; i > 0; i >>= 1) v = fmaxf(v, __shfl_xor_sync(0xFFFFFFFFu, v, i));
-    return v;
-}
 // Dynamic shared memory: in kernels write  DYNAMIC_SHARED(name)  and get  unsigned char* name.
 #define DYNAMIC_SHARED(name) unsigned char* name = (unsigned char*)emu::dynamicShared()

@@ -25,7 +25,7 @@ int main() {
         };
         // A norm of x, taken in the opposite order.
         Finish norm = finish(Residual, x, h);
-        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { residual(&step, &step.rows, adapterOf.data(), Sums(), norm); });
+        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { residual(&step.rows, adapterOf.data(), Sums(), norm); });
         std::vector<int> order;
         for (int r = rows - 1; r >= 0; r--) order.push_back(r);
         emu::launch(dim3(rows + 2), 256, 16, [&] { takeNormed(&step.rows, order.data(), x, stride, squares, weight, 1e-5f, columns, taken, nullptr, stride); });
@@ -54,8 +54,8 @@ int main() {
         Sums sums = {y, 0, nullptr, bias, nullptr, squares, wide, columns, 1e-5f};
         Finish plain = finish(Plain, full, nullptr), gated = finish(SwiGlu, nullptr, taken);
         plain.columns = 2 * columns; plain.xStride = wide;
-        emu::launch(dim3(((2 * columns + 127) / 128 * twos + 7) / 8), 256, 16, [&] { ::finish(&step, &step.rows, adapterOf.data(), sums, plain); });
-        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { swiGlu(&step, &step.rows, adapterOf.data(), sums, gated); });
+        emu::launch(dim3(((2 * columns + 127) / 128 * twos + 7) / 8), 256, 16, [&] { ::finish(&step.rows, adapterOf.data(), sums, plain); });
+        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { swiGlu(&step.rows, adapterOf.data(), sums, gated); });
         Worst whole, gates, added;
         const auto yOf = [&](int r, int c) { return y[r * wide + c] * factors[r] + bias[c]; };
         for (int r = 0; r < rows; r++)
@@ -64,7 +64,7 @@ int main() {
                 if (c < columns) gates.see(fromBf16(taken[r * stride + c]), yOf(r, c) / (1 + exp(-yOf(r, c))) * yOf(r, columns + c));
             }
         sums.squares = nullptr; sums.bias = nullptr;
-        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { residual(&step, &step.rows, adapterOf.data(), sums, norm); });
+        emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { residual(&step.rows, adapterOf.data(), sums, norm); });
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < columns; c++) added.see(x[r * stride + c], before[r * columns + c] + y[r * wide + c]);
         expectBelow("y", whole.relative(), 1e-6);

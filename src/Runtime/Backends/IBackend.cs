@@ -70,13 +70,13 @@ internal interface IBackend : IDisposable
     /// <summary>y[r] = x[r] / sqrt(mean(x[r]²) + ε) · weight.</summary>
     void RmsNorm(DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y);
 
-    /// <summary>x += delta; then y[r] = x[r] / sqrt(mean(x[r]²) + ε) · weight.</summary>
+    /// <summary>x += delta; then y[r] = x[r] / sqrt(mean(x[r]²) + ε) · weight. x stays as it is until y has been read.</summary>
     void AddRmsNorm(DeviceTensor delta, DeviceTensor x, DeviceTensor weight, float epsilon, DeviceTensor y);
 
     /// <summary>
     /// y = x·wᵀ + bias; x (rows, in), w (out, in), bias (1, out), y (rows, out). Then for every part p of the site:
     /// y[r, p.Column..] += scale·B(A(x[r])) of the adapter of row r; rows without one are left alone. y may be finished by the verb that
-    /// reads it: <see cref="AddRmsNorm"/>, <see cref="RopeAndStore"/>, <see cref="SwiGlu"/>, <see cref="Draw"/>, <see cref="Download"/>.
+    /// reads it: <see cref="AddRmsNorm"/>, <see cref="RopeAndStore"/>, <see cref="SwiGlu"/>, <see cref="Draw"/>, <see cref="Download"/>. Until then x stays as it is.
     /// </summary>
     void Linear(DeviceTensor x, DeviceTensor weight, DeviceTensor? bias, LoraSite? site, DeviceTensor y);
 

@@ -187,7 +187,7 @@ internal sealed unsafe class CudaAdapters : IDisposable
 
     /// <summary>Lora in lora.cuh.</summary>
     [StructLayout(LayoutKind.Sequential)]
-    private struct LoraEntry
+    internal struct LoraEntry
     {
         public ulong A, B;
         public int Shared, Unshared, ChunksA, ChunksB, ShiftA, ShiftB, ChunkWidth, ChunkHeight, RowsA, RowsB, Inputs, Outputs;

@@ -8,7 +8,7 @@ namespace TenantLora.Runtime.Backends.Cuda;
 /// The verbs on an NVIDIA GPU. Weights, keys and values are bf16, sums and the residual stream fp32. A step that only decodes is recorded once
 /// for its number of rows (rounded up) as a CUDA graph and replayed from then on; who its rows and adapters are stands in arrays that never move.
 /// <para>
-/// Up to 128 rows a product is <c>linear.cu</c>'s, where a row's bits do not depend on its neighbours; above it is cuBLASLt's, where they do not
+/// Up to 128 rows a product is <c>chain.cu</c>'s, where a row's bits do not depend on its neighbours; above it is cuBLASLt's, where they do not
 /// depend on them within a power of two of rows.
 /// </para>
 /// </summary>
@@ -43,6 +43,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private StepArrays? arrays;
     private readonly List<PendingLinear> chain = [];
     private (CudaKvCache? Of, int Rows, ulong At) turns;
+    private (ulong At, long Bytes) splits;
     private ulong rules, pieces, pieceCounters, counters;
     private long pieceBytes, pieceCounterBytes, counterBytes, countersUsed, countersMost;
     private long ruleBytes;
@@ -145,7 +146,7 @@ internal sealed unsafe class CudaBackend : IBackend
 
     /// <summary>
     /// Among how many blocks a matrix's bytes are shared out, and into how many parts that cuts each tile: whole shares of a tile where nearly all
-    /// multiprocessors get one, equal shares of all bytes otherwise. linear.cu cuts by the same rule.
+    /// multiprocessors get one, equal shares of all bytes otherwise. chain.cu cuts by the same rule.
     /// </summary>
     private (int Blocks, byte[] Parts) Shares(int rows, int cols)
     {
@@ -174,6 +175,10 @@ internal sealed unsafe class CudaBackend : IBackend
         var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
         var logits = (long)Math.Min(maxSequences, rows) * widest * 4;
         var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
+        // The sums of a long segment's adapter, of the widest input or of three projections of another; a segment of 17 rows takes a tile of 64.
+        int Pieces(int cols) => (cols + ShrinkColumns - 1) / ShrinkColumns;
+        if (distinct.Length > 0)
+            workspace += ((rows / StepArrays.ShortRows) + 1L) * StepArrays.AdapterTileRows * Math.Max(Pieces(distinct.Max(m => m.Cols)), 3 * Pieces(distinct.Min(m => m.Cols))) * maxRank * sizeof(float);
         workspace += (rows + (wanted.CacheTokens > 0 ? wanted.CacheTokens : free / Math.Max(CudaKvCache.BlockBytes(shape, 256), 1))) / StepArrays.AttendPiece * shape.Heads * 4L * (CudaKvCache.DimStrideOf(shape) + 2);
         var table = CudaAdapters.TableBytes(shape.Layers);
         var reserve = Math.Max(total / 50, 256L << 20);                  // graphs, modules, other programs' small change
@@ -233,20 +238,21 @@ internal sealed unsafe class CudaBackend : IBackend
             if (recordings.TryGetValue(key, out var recording) && recording.Graph != 0)
             {
                 Driver.Check(Driver.cuGraphLaunch(recording.Graph, device.Stream), "cuGraphLaunch");
+                arena.Mark = recording.End;
                 result = recording.Result;
             }
             else if (recording is null)
             {
                 // The first step of a form runs as it is: it loads kernels and grows memory, which a recording must not.
                 result = Whole(forward, new StepForm(rows, rows));
-                recordings.Add(key, new Recording(0, null));
+                recordings.Add(key, new Recording(0, null, default));
             }
             else
             {
                 result = Record(rows, forward, out var graph);
                 if (graph != 0)
                 {
-                    recordings[key] = new Recording(graph, result);
+                    recordings[key] = new Recording(graph, result, arena.Mark);
                     Driver.Check(Driver.cuGraphLaunch(graph, device.Stream), "cuGraphLaunch");
                 }
                 else
@@ -339,6 +345,7 @@ internal sealed unsafe class CudaBackend : IBackend
         arena.Reset();
         chain.Clear();
         turns = default;
+        splits = default;
         countersUsed = 0;
     }
 
@@ -376,7 +383,7 @@ internal sealed unsafe class CudaBackend : IBackend
     public void Embed(DeviceTensor table, DeviceTensor x)
     {
         var (from, to) = ((CudaWeights)table, (CudaScratch)x);
-        var (step, tokens, drawnTokens, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.TokensAt, drawn, from.Matrix, from.Stride, to.Cols, to.Pointer, to.Stride);
+        var (step, tokens, drawnTokens, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.TokensAt, drawn, from.Matrix, from.Stride, to.Cols, to.Written(), to.Stride);
         var arguments = stackalloc void*[] { &step, &tokens, &drawnTokens, &pointer, &stride, &cols, &into, &intoStride };
         Launch(kernels.Get(to.Precision == Precision.Full ? "embedFull" : "embedOperand"), to.Rows, 1, 256, 0, arguments);
     }
@@ -388,18 +395,19 @@ internal sealed unsafe class CudaBackend : IBackend
 
     private void Norm(CudaScratch? delta, CudaScratch x, CudaWeights weight, float epsilon, CudaScratch y)
     {
-        y.Norm = new Normed(x, weight, epsilon);
-        FinishSums(delta, x, "residual", new Finish
+        var finish = new Finish
         {
             Kind = FinishKind.Residual,
             Columns = x.Cols,
             X = x.Pointer,
             XStride = x.Stride,
-            Out = y.Precision == Precision.Operand ? y.Pointer : 0,
+            Out = y.Precision == Precision.Operand ? y.Written() : 0,
             OutStride = y.Stride,
             Squares = y.Squares,
             Weight = weight.Vector,
-        }, (x.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
+        };
+        y.Norm = new Normed(x, weight, epsilon);
+        FinishSums(delta, x, "residual", finish, (x.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
     }
 
     /// <summary>What comes next of a linear's sums: in the chain with it, or as a kernel of its own.</summary>
@@ -412,8 +420,8 @@ internal sealed unsafe class CudaBackend : IBackend
             return;
         }
         var sums = of is null ? default : of.Sums.Y != 0 ? of.Sums : new Sums { Y = of.Pointer, Stride = of.Stride };
-        var (step, count, adapterOf) = (arrays!.Header, RowsOf(rows), arrays.AdapterOfAt);
-        var arguments = stackalloc void*[] { &step, &count, &adapterOf, &sums, &finish };
+        var (count, adapterOf) = (RowsOf(rows), arrays!.AdapterOfAt);
+        var arguments = stackalloc void*[] { &count, &adapterOf, &sums, &finish };
         Launch(kernels.Get(kernel), (items + 7) / 8, 1, 256, 0, arguments);
     }
 
@@ -461,7 +469,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 Site = where,
             }, w, from);
         }
-        to.Sums = sums;
+        (to.Norm, to.Sums) = (null, sums);
     }
 
     /// <summary>Puts a linear and what becomes of it behind those that wait, and launches them where no more fit.</summary>
@@ -484,7 +492,7 @@ internal sealed unsafe class CudaBackend : IBackend
         if (countersUsed + bytes > counterBytes)
         {
             Flush();
-            Grow(ref counters, ref counterBytes, Math.Max(4 << 20, 2 * (countersUsed + bytes)));
+            Grow(ref counters, ref counterBytes, Math.Max(16 << 20, 2 * (countersUsed + bytes)));
             countersUsed = 0;
         }
         var at = counters + (ulong)countersUsed;
@@ -549,7 +557,9 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             var (inputs, partialStride, arrived) = (x.Cols, site.Parts * ((highestRank + 3) / 4 * 4), shrinkCounters);
             var pieces = (inputs + ShrinkColumns - 1) / ShrinkColumns;
-            var partial = arena.Take((long)arrays.Last.AdapterTiles * pieces * StepArrays.AdapterTileRows * partialStride * sizeof(float));
+            var bytes = (long)arrays.Last.AdapterTiles * pieces * StepArrays.AdapterTileRows * partialStride * sizeof(float);
+            if (splits.Bytes < bytes) splits = (arena.Take(bytes), bytes);          // one for all linears: each is through with it before the next begins
+            var partial = splits.At;
             var arguments = stackalloc void*[] { &step, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
             Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.AdapterTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
             var expand = stackalloc void*[] { &step, &tiles, &site, &y, &yStride };
@@ -619,8 +629,11 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         var (x, store, to, shape) = ((CudaScratch)qkv, (CudaKvCache)cache, (CudaScratch)y, cache.Shape);
         var (step, items, tiles, blocks, queries, layout) = (arrays!.Header, arrays.AttendItemsAt, arrays.TilesAt, arrays.BlockTableAt, x.Queries, store.Layout(layer));
-        var (heads, window, pointer, stride) = (shape.Heads, shape.Windows[layer], to.Pointer, to.Stride);
-        if (store.DimStride > 128)
+        var (heads, window, pointer, stride) = (shape.Heads, shape.Windows[layer], to.Written(), to.Stride);
+        // Large heads, and any on a GPU whose multiprocessors have less memory, take the general way.
+        var together = Math.Min(heads / shape.KvHeads, 16);
+        var (decodeBytes, promptBytes) = (((store.DimStride + 8) * (512 + (16 * together))) + (32 * together), ((store.DimStride + 8) * 768) + 768);
+        if (store.DimStride > 128 || Math.Max(decodeBytes, promptBytes) > device.SharedBytes)
         {
             var any = stackalloc void*[] { &step, &items, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
             Launch(kernels.Get("attendAny"), x.Rows, heads, 128, (store.DimStride + (4 * (2 + store.DimStride))) * sizeof(float), any);
@@ -631,17 +644,15 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             Grow(ref pieces, ref pieceBytes, (long)arrays.AttendItems * heads * (dim + 2) * sizeof(float));
             Grow(ref pieceCounters, ref pieceCounterBytes, (long)arrays.Rows * shape.KvHeads * ((group + 15) / 16) * sizeof(int));
-            var (partial, counters, together) = (pieces, pieceCounters, Math.Min(group, 16));
+            var (partial, counters) = (pieces, pieceCounters);
             var arguments = stackalloc void*[] { &step, &items, &blocks, &queries, &layout, &heads, &window, &pointer, &stride, &partial, &counters };
-            var shared = ((dim + 8) * (512 + (16 * together))) + (32 * together);
             var resident = dim <= 64 ? 4 : dim <= 96 ? 3 : 2;
-            Launch(kernels.Get($"attendDecode_{dim}", shared), device.Multiprocessors * resident, 1, 128, shared, arguments);
+            Launch(kernels.Get($"attendDecode_{dim}", decodeBytes), device.Multiprocessors * resident, 1, 128, decodeBytes, arguments);
         }
         if (arrays.Last.Tiles > 0)
         {
             var arguments = stackalloc void*[] { &step, &tiles, &blocks, &queries, &layout, &heads, &window, &pointer, &stride };
-            var shared = ((dim + 8) * 768) + 768;
-            Launch(kernels.Get($"attendPrefill_{dim}", shared), arrays.Last.Tiles * heads, 1, 128, shared, arguments);
+            Launch(kernels.Get($"attendPrefill_{dim}", promptBytes), arrays.Last.Tiles * heads, 1, 128, promptBytes, arguments);
         }
     }
 
@@ -659,7 +670,7 @@ internal sealed unsafe class CudaBackend : IBackend
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
     {
         var (x, to) = ((CudaScratch)gateUp, (CudaScratch)y);
-        FinishSums(x, x, "swiGlu", new Finish { Kind = FinishKind.SwiGlu, Columns = to.Cols, Out = to.Pointer, OutStride = to.Stride }, (to.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
+        FinishSums(x, x, "swiGlu", new Finish { Kind = FinishKind.SwiGlu, Columns = to.Cols, Out = to.Written(), OutStride = to.Stride }, (to.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
     }
 
     public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
@@ -671,7 +682,7 @@ internal sealed unsafe class CudaBackend : IBackend
             TakeNormed(from, norm, arrays!.Header + sizeof(int), arrays.LogitRowsAt, to.Rows, to);
             return;
         }
-        var (step, rows, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.LogitRowsAt, from.Pointer, from.Stride, from.Cols, to.Pointer, to.Stride);
+        var (step, rows, pointer, stride, cols, into, intoStride) = (arrays!.Header, arrays.LogitRowsAt, from.Pointer, from.Stride, from.Cols, to.Written(), to.Stride);
         var arguments = stackalloc void*[] { &step, &rows, &pointer, &stride, &cols, &into, &intoStride };
         var name = (from.Precision, to.Precision) switch { (Precision.Full, Precision.Full) => "takeRows_full", (Precision.Full, _) => "takeRows_round", _ => "takeRows_operand" };
         Launch(kernels.Get(name), to.Rows, 1, 256, 0, arguments);
@@ -681,7 +692,8 @@ internal sealed unsafe class CudaBackend : IBackend
     private void TakeNormed(CudaScratch normed, Normed norm, ulong count, ulong chosen, int rows, CudaScratch to)
     {
         var (pointer, stride, squares, weight, epsilon, cols, outStride) = (norm.X.Pointer, norm.X.Stride, normed.Squares, norm.Weight.Vector, norm.Epsilon, normed.Cols, to.Stride);
-        ulong operand = to.Precision == Precision.Operand ? to.Pointer : 0, full = to.Precision == Precision.Full ? to.Pointer : 0;
+        var into = to.Written();
+        ulong operand = to.Precision == Precision.Operand ? into : 0, full = to.Precision == Precision.Full ? into : 0;
         var arguments = stackalloc void*[] { &count, &chosen, &pointer, &stride, &squares, &weight, &epsilon, &cols, &operand, &full, &outStride };
         Launch(kernels.Get("takeNormed"), rows, 1, 256, 0, arguments);
     }
@@ -877,7 +889,10 @@ internal sealed unsafe class CudaBackend : IBackend
         device.Dispose();
     }
 
-    private sealed record Recording(nint Graph, DeviceTensor? Result);
+    /// <param name="Graph">0: not yet.</param>
+    /// <param name="Result">What the verbs returned.</param>
+    /// <param name="End">How much of the arena they took.</param>
+    private sealed record Recording(nint Graph, DeviceTensor? Result, (int Piece, long Used) End);
 
     private readonly record struct Ticket(int Room, int Rows);
 }

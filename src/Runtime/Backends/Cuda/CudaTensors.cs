@@ -52,6 +52,13 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
 
     public ulong Pointer => pointer != 0 ? pointer : pointer = arena.Take((long)Rows * Stride * (Precision == Precision.Full ? 4 : 2));
 
+    /// <summary>Where to write: what was here before counts no more.</summary>
+    public ulong Written()
+    {
+        (Sums, Pending, Norm) = (default, null, null);
+        return Pointer;
+    }
+
     /// <summary>What a linear has left here, if one has, or will once <see cref="Pending"/> has run.</summary>
     public Sums Sums { get; set; }
 
@@ -96,8 +103,6 @@ internal sealed class CudaArena(CudaDevice device) : IDisposable
     private int piece;
     private long used;
 
-    public long Bytes => pieces.Sum(p => p.Bytes);
-
     /// <summary>One piece that should do for all steps.</summary>
     public void Reserve(long bytes)
     {
@@ -121,7 +126,14 @@ internal sealed class CudaArena(CudaDevice device) : IDisposable
         }
     }
 
-    public void Reset() => (piece, used) = (0, 0);
+    public void Reset() => Mark = default;
+
+    /// <summary>What is taken: all before it.</summary>
+    public (int Piece, long Used) Mark
+    {
+        get => (piece, used);
+        set => (piece, used) = value;
+    }
 
     public void Dispose()
     {

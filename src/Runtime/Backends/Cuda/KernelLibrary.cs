@@ -14,7 +14,7 @@ internal sealed unsafe class KernelLibrary : IDisposable
     private static readonly (string Name, string[] Parts, string[] Kernels)[] Files =
     [
         ("chain", ["common.cuh", "lora.cuh", "finish.cuh", "chain.cu"], ["chain_"]),
-        ("finish", ["common.cuh", "lora.cuh", "finish.cuh", "finish.cu"], ["residual", "rope", "swiGlu", "finish", "takeNormed", "turnsOf"]),
+        ("finish", ["common.cuh", "finish.cuh", "finish.cu"], ["residual", "rope", "swiGlu", "finish", "takeNormed", "turnsOf"]),
         ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"], ["attendAny"]),
         ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"], ["attendDecode"]),
         ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"], ["attendPrefill"]),

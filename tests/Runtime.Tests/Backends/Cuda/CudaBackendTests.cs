@@ -5,6 +5,7 @@ using TenantLora.Tests;
 namespace TenantLora.Runtime.Tests.Backends.Cuda;
 
 /// <summary>The verbs on the GPU at hand, against the same plain loops; skipped, aloud, where there is none.</summary>
+[Collection("GPU")]       // one after another: kernels whose blocks wait for each other want the GPU for themselves
 public sealed class CudaBackendTests : BackendTests
 {
     public CudaBackendTests() : base(Gpu.Open(stepRows: 1024)) { }
@@ -35,6 +36,7 @@ public sealed class CudaBackendTests : BackendTests
 }
 
 /// <summary>The whole engine on the GPU: the same answers, alone and mixed.</summary>
+[Collection("GPU")]
 public sealed class CudaEngineTests : EngineTests
 {
     public CudaEngineTests() => Gpu.Require();
@@ -46,6 +48,7 @@ public sealed class CudaEngineTests : EngineTests
 }
 
 /// <summary>The forward pass on the GPU against the reference, as far apart as bf16 operands put them.</summary>
+[Collection("GPU")]
 public sealed class CudaGoldenModelTests
 {
     private const double Tolerance = 0.015;

@@ -13,8 +13,11 @@ public sealed class KernelEmulationTests
     [InlineData("chain")]
     [InlineData("chain", "SHARED_LIMIT=101376")]                // what a GeForce card has
     [InlineData("chain", "SHARED_LIMIT=166912")]                // an A100
+    [InlineData("chain", "EMU_REVERSE")]                        // threads in another order
+    [InlineData("chain", "EMU_LAZY")]                           // copies that land when they are awaited
     [InlineData("finish")]
     [InlineData("lora_prefill")]
+    [InlineData("lora_prefill", "EMU_LAZY")]
     [InlineData("embed")]
     [InlineData("draw")]
     [InlineData("attend_decode")]

@@ -3,7 +3,7 @@
 // to it, and what becomes of it (finish.cuh), which is the next one's x. One block stays on each multiprocessor, and the weights of the next product
 // are on their way while the last one is finished; they wait for nobody.
 //
-// A product's bytes are shared out equally whatever its shape (a tile's columns are cut where a share ends). A share that ends within a tile leaves
+// A product's bytes are shared out equally, or in whole shares of a tile where that keeps nearly all blocks busy. A share that ends within a tile leaves
 // a partial sum; whoever finishes adds the parts in order. Where shares end depends on the weight's shape and the GPU alone, so a row's sums are the
 // same in every batch.
 //
@@ -219,7 +219,7 @@ template <int N> DEVICE void awaitWide() { asm volatile("wgmma.wait_group.sync.a
 DEVICE void fetch(void* to, const TensorMap& map, int column, int row, u64* barrier, bool once) {
     if (once)       // past this use nobody reads it before the next step: first to leave the L2
         asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;"
-            :: "r"(sharedAddress(to)), "l"(&map), "r"(column), "r"(row), "r"(sharedAddress(barrier)), "l"(0x12F0000000000000ull) : "memory");
+            :: "r"(sharedAddress(to)), "l"(&map), "r"(column), "r"(row), "r"(sharedAddress(barrier)), "l"(First) : "memory");
     else
         asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
             :: "r"(sharedAddress(to)), "l"(&map), "r"(column), "r"(row), "r"(sharedAddress(barrier)) : "memory");
@@ -268,7 +268,6 @@ static const int WBytes = TileRows * 128;                   // of a stage
 template <int NT> struct Rows { static const int Bytes = 8 * NT * 128; };
 
 // One lane keeps the weights' stages filled, through all ops.
-template <int NT>
 DEVICE void fetchWeights(const Chain& chain, const Ring& ring) {
     Turn turn = {0, 1}, arrived = {0, 0};
     int ahead = 0;
@@ -367,7 +366,7 @@ DEVICE void run(const Chain& chain, unsigned char* memory) {
         crew(chain, memory);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
-        if (threadIdx.x == MmaThreads + CrewThreads) fetchWeights<NT>(chain, weights);
+        if (threadIdx.x == MmaThreads + CrewThreads) fetchWeights(chain, weights);
         else if (threadIdx.x == MmaThreads + CrewThreads + 32) fetchRows<NT>(chain, x);
     }
 }

@@ -58,7 +58,7 @@ DEVICE void commitCopies() { asm volatile("cp.async.commit_group;" ::: "memory")
 template <int N> DEVICE void awaitCopies() { asm volatile("cp.async.wait_group %0;" :: "n"(N) : "memory"); }
 
 // Programmatic dependent launch: the next kernel of the stream may start while this one runs, and waits here before it touches what this one writes.
-// Weights and adapters may be read before; nothing may be written.
+// Weights, adapters, the step's arrays, and keys and values of earlier steps may be read before; nothing may be written.
 DEVICE void letNextStart() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -136,11 +136,6 @@ DEVICE float warpSum(float v) {
     for (int i = 16; i > 0; i >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, i);
     return v;
 }
-DEVICE float warpMax(float v) {
-    for (int i = 16; i > 0; i >>= 1) v = fmaxf(v, __shfl_xor_sync(0xFFFFFFFFu, v, i));
-    return v;
-}
-
 // The step's index arrays on the device. They stay at the same addresses from step to step, so that a recorded step can be replayed.
 struct Step {
     int rows;             // of this step; a recorded step is launched for more, and those beyond are skipped

@@ -4,7 +4,7 @@
 static const int Warps = 8;
 
 #define FINISH(NAME, ITEM) \
-    extern "C" __global__ __launch_bounds__(Warps * 32, 4) void NAME(const Step* step, const int* rows, const int* adapterOf, Sums sums, Finish finish) { \
+    extern "C" __global__ __launch_bounds__(Warps * 32, 4) void NAME(const int* rows, const int* adapterOf, Sums sums, Finish finish) { \
         __shared__ float factors[Warps][2]; \
         letNextStart(); \
         awaitPrevious(); \
