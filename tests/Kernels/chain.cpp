@@ -115,20 +115,22 @@ struct Rows {
     }
 };
 
-// One product, its sums finished as they are: every column tile count, shares that cut tiles anywhere, ragged everything.
+// One product, its sums finished as they are: every column tile count, shares that cut tiles anywhere, ragged everything. The step has two rows fewer
+// than there is room for: nothing is written there. A row's bits are those of the row alone.
 static void products() {
     int which = 0;
-    for (auto [rows, h, o, blocks] : {std::tuple{1, 96, 160, 5}, {3, 257, 300, 7}, {16, 520, 177, 3}, {33, 200, 515, 4}, {64, 136, 256, 6}, {1, 7, 101, 2}, {5, 515, 136, 6}, {9, 64, 700, 2},
+    for (auto [rows, h, o, blocks] : {std::tuple{1, 96, 160, 5}, {3, 257, 300, 7}, {14, 520, 177, 3}, {33, 200, 515, 4}, {62, 136, 256, 6}, {1, 7, 101, 2}, {5, 515, 136, 6}, {9, 64, 700, 2},
                                       {100, 72, 140, 3}, {4, 4100, 164, 7}}) {
         const bool adapted = ++which % 4 != 0;
         Rows those(rows, adapted);
-        Link link(o, h, rows, blocks, which % 2, 1, {0, 50}, adapted ? 3 : 0, which, those.adapterOf.data());
-        u16* x = room<u16>((size_t)rows * r8(h));
+        const int form = rows + 2;
+        Link link(o, h, form, blocks, which % 2, 1, {0, 50}, adapted ? 3 : 0, which, those.adapterOf.data());
+        u16* x = room<u16>((size_t)form * r8(h));
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < h; c++) x[r * r8(h) + c] = toBf16(rnd());
         link.op.x = x;
         link.op.rows = &those.step.rows;
-        float* y = room<float>((size_t)rows * link.stride);
+        float *y = room<float>((size_t)form * link.stride), *alone = room<float>((size_t)form * link.stride);
         link.op.finish.kind = Plain; link.op.finish.columns = o; link.op.finish.x = y; link.op.finish.xStride = link.stride;
         those.step.slices[1] = link.slices();
         launch({&link}, those.step, those.adapterOf.data(), blocks);
@@ -138,6 +140,21 @@ static void products() {
             for (int c = 0; c < o; c++) worst.see(y[(size_t)r * link.stride + c], expected[c]);
         }
         expectBelow("a product", worst.relative(), 1e-5);
+        bool beyond = false;
+        for (size_t i = (size_t)rows * link.stride; i < (size_t)form * link.stride; i++) beyond |= __float_as_uint(y[i]) != 0xFFFFFFFF;
+        expectBelow("rows beyond the step", beyond, 0);
+        for (int r : {0, rows / 2, rows - 1}) {
+            Rows one(1, false);
+            one.adapterOf[0] = those.adapterOf[r];
+            one.step.slices[1] = those.step.slices[1];
+            link.rows = 1;
+            link.op.x = x + (size_t)r * r8(h);
+            link.op.rows = &one.step.rows;
+            link.op.finish.x = alone;
+            std::fill(link.counters.begin(), link.counters.end(), 0);
+            launch({&link}, one.step, one.adapterOf.data(), blocks);
+            expectBelow("a row alone", memcmp(alone, y + (size_t)r * link.stride, o * sizeof(float)) != 0, 0);
+        }
     }
 }
 

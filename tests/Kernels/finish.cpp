@@ -6,7 +6,47 @@
 #include "adapters.h"
 
 // The kernels alone, on one whole sum as a library leaves it; in a chain they are tested with it (chain.cpp).
+static void heads() {
+    for (auto [rows, heads, kvHeads, dim, norms] : {std::tuple{5, 4, 2, 64, 1}, {2, 3, 1, 20, 0}, {3, 2, 1, 160, 1}}) {
+        const int columns = (heads + 2 * kvHeads) * dim, stride = r8(columns), dimStride = (dim + 15) / 16 * 16, blockSize = 4, half = dim / 2;
+        Step step = {rows};
+        std::vector<int> adapterOf(rows, -1), positions, slots;
+        std::vector<float> frequencies, norm;
+        for (int r = 0; r < rows; r++) { positions.push_back(r * 911); slots.push_back(r * 5 + 2); }
+        for (int i = 0; i < half; i++) frequencies.push_back(powf(10000, -2.f * i / dim));
+        for (int i = 0; i < dim; i++) norm.push_back(1 + rnd() / 2);
+        F32x2* turns = room<F32x2>(rows * half);
+        emu::launch(dim3(rows + 2), 128, 16, [&] { turnsOf(&step, positions.data(), frequencies.data(), half, turns); });
+        float* y = room<float>(rows * stride);
+        for (int i = 0; i < rows * stride; i++) y[i] = rnd();
+        u16 *q = room<u16>(rows * heads * dimStride), *keys = room<u16>(40 * kvHeads * dimStride), *values = room<u16>(40 * kvHeads * dimStride);
+        Sums sums = {y, 0, nullptr, nullptr, nullptr, nullptr, stride, columns};
+        Finish f = {Rope, columns, nullptr, q, nullptr, nullptr, 0, 0, slots.data(), turns, norms ? norm.data() : nullptr, norms ? norm.data() : nullptr, 1e-6f, heads, {keys, values, blockSize, kvHeads, dim, dimStride}};
+        emu::launch(dim3(((heads + 2 * kvHeads) * ((rows + 1) / 2) + 7) / 8), 256, 16, [&] { rope(&step.rows, adapterOf.data(), sums, f); });
+        Worst worst;
+        for (int r = 0; r < rows; r++)
+            for (int n = 0; n < heads + 2 * kvHeads; n++) {
+                std::vector<double> v(y + r * stride + n * dim, y + r * stride + (n + 1) * dim);
+                v.resize(dimStride);
+                const bool rotated = n < heads + kvHeads;
+                double squares = 0;
+                for (int i = 0; i < dim; i++) squares += v[i] * v[i];
+                for (int i = 0; rotated && norms && i < dim; i++) v[i] *= norm[i] / sqrt(squares / dim + 1e-6);
+                for (int i = 0; rotated && i < half; i++) {
+                    const double angle = (float)positions[r] * frequencies[i], a = v[i], b = v[i + half];
+                    v[i] = a * cos(angle) - b * sin(angle);
+                    v[i + half] = b * cos(angle) + a * sin(angle);
+                }
+                const u16* got = n < heads ? q + (r * heads + n) * dimStride
+                                           : (rotated ? keys : values) + ((slots[r] / blockSize * kvHeads + (n - heads) % kvHeads) * blockSize + slots[r] % blockSize) * dimStride;
+                for (int i = 0; i < dimStride; i++) worst.see(fromBf16(got[i]), v[i]);
+            }
+        expectBelow("heads", worst.relative(), 4e-3);
+    }
+}
+
 int main() {
+    heads();
     for (auto [rows, columns] : {std::pair{1, 5}, {7, 136}, {6, 1027}, {3, 256}}) {
         const int stride = r8(columns), tiles = (columns + 127) / 128, twos = (rows + 1) / 2;
         Step step = {rows};
