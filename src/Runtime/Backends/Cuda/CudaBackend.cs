@@ -134,7 +134,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 SendRows(part, to, stride);
                 to += (ulong)((long)part.Rows * stride * 2);
             }
-            (blocks, var table) = Shares(rows, cols);
+            (blocks, var table) = Shares(rows, cols, device.Multiprocessors);
             most = table.Max();
             partsOfTile = device.Allocate(table.Length);
             fixed (byte* from = table) Send(partsOfTile, from, table.Length);
@@ -148,9 +148,9 @@ internal sealed unsafe class CudaBackend : IBackend
     /// Among how many blocks a matrix's bytes are shared out, and into how many parts that cuts each tile: whole shares of a tile where nearly all
     /// multiprocessors get one, equal shares of all bytes otherwise. chain.cu cuts by the same rule.
     /// </summary>
-    private (int Blocks, byte[] Parts) Shares(int rows, int cols)
+    internal static (int Blocks, byte[] Parts) Shares(int rows, int cols, int processors)
     {
-        var (tiles, steps, processors) = ((rows + TileRows - 1) / TileRows, (cols + 63) / 64, device.Multiprocessors);
+        var (tiles, steps) = ((rows + TileRows - 1) / TileRows, (cols + 63) / 64);
         var each = processors / tiles;
         var blocks = each >= 1 && tiles * each >= 0.93 * processors ? tiles * each : processors;
         var units = (long)tiles * steps;
@@ -170,10 +170,10 @@ internal sealed unsafe class CudaBackend : IBackend
         var (free, total) = device.Memory();
         var rows = Math.Max(wanted.StepRows, FewRows);
         // What a step takes, at most: every linear's output and input once, in few rows and parts or many rows whole.
-        var widest = uploaded.Count == 0 ? 0 : uploaded.Max(m => m.Rows);
-        var distinct = uploaded.Where(m => m.Rows > 1 && m.Rows < widest).Distinct().ToArray();
+        var distinct = uploaded.GroupBy(m => m).Where(same => same.Count() >= shape.Layers && same.Key.Rows > 1).Select(same => same.Key).ToArray();
+        var vocabulary = uploaded.Except(distinct).Select(m => m.Rows).DefaultIfEmpty(0).Max();
         var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
-        var logits = (long)Math.Min(maxSequences, rows) * widest * 4;
+        var logits = (long)Math.Min(maxSequences, rows) * vocabulary * 4;
         var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
         // The sums of a long segment's adapter, of the widest input or of three projections of another; a segment of 17 rows takes a tile of 64.
         int Pieces(int cols) => (cols + ShrinkColumns - 1) / ShrinkColumns;
@@ -502,7 +502,18 @@ internal sealed unsafe class CudaBackend : IBackend
     }
 
     /// <summary>A warp's room for adapters: two entries of the table, a z, and a ring as long as the device affords.</summary>
-    private int RoomBytes => 160 + 2048 + (2048 * (device.SharedBytes >= 200_000 ? 4 : device.SharedBytes >= 150_000 ? 2 : 1));
+    private static int RoomBytes(int sharedBytes) => 160 + 2048 + (2048 * (sharedBytes >= 200_000 ? 4 : sharedBytes >= 150_000 ? 2 : 1));
+
+    /// <summary>A chain's stages, of weights and elsewhere than on Hopper of rows with them, and the shared memory that it takes; as in chain.cu.</summary>
+    internal static (int Stages, int Bytes) StagesOf(int sharedBytes, bool hopper, int tiles, bool adapted)
+    {
+        var (weightStage, rowStage, rooms) = (TileRows * 128, 8 * tiles * 128, CrewThreads / 32 * RoomBytes(sharedBytes));
+        var (header, stage, most) = hopper
+            ? (2048 + (adapted ? (rooms + 1023) & -1024 : 0) + (RowStages * rowStage), weightStage, WeightStages)
+            : (1088 + ((rooms + 63) & -64), weightStage + rowStage, MmaStages);
+        var stages = Math.Min(most, (sharedBytes - header) / stage);
+        return (stages, header + (stages * stage));
+    }
 
     /// <summary>Tiles of 8 rows of x that a product is compiled for.</summary>
     private static int ColumnTiles(int rows) => rows <= 8 ? 1 : rows <= 16 ? 2 : rows <= 32 ? 4 : rows <= 64 ? 8 : 16;
@@ -512,21 +523,7 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         if (chain.Count == 0) return;
         var tiles = ColumnTiles(chain[0].X.Rows);
-        var (weightStage, rowStage) = (TileRows * 128, 8 * tiles * 128);
-        var rooms = CrewThreads / 32 * RoomBytes;
-        int stages, shared;
-        if (device.IsHopper)
-        {
-            var header = 2048 + (chain.Exists(l => l.Op.Site.Parts > 0) ? (rooms + 1023) & -1024 : 0) + (RowStages * rowStage);
-            stages = Math.Min(WeightStages, (device.SharedBytes - header) / weightStage);
-            shared = header + (stages * weightStage);
-        }
-        else
-        {
-            var header = 1088 + ((rooms + 63) & -64);
-            stages = Math.Min(MmaStages, (device.SharedBytes - header) / (weightStage + rowStage));
-            shared = header + (stages * (weightStage + rowStage));
-        }
+        var (stages, shared) = StagesOf(device.SharedBytes, device.IsHopper, tiles, chain.Exists(l => l.Op.Site.Parts > 0));
         // The driver wants maps at 64 bytes.
         var room = stackalloc byte[sizeof(Chain) + 64];
         var it = (Chain*)(((nint)room + 63) & ~63);
@@ -551,7 +548,8 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             var shrunk = Counters(1);
             var arguments = stackalloc void*[] { &step, &shortAdapters, &shortRows, &pointer, &stride, &site, &shrunk, &y, &yStride };
-            Launch(kernels.Get("adaptShort", CrewThreads / 32 * RoomBytes), device.Multiprocessors, 1, CrewThreads, CrewThreads / 32 * RoomBytes, arguments);
+            var rooms = CrewThreads / 32 * RoomBytes(device.SharedBytes);
+            Launch(kernels.Get("adaptShort", rooms), device.Multiprocessors, 1, CrewThreads, rooms, arguments);
         }
         if (arrays.Last.AdapterTiles > 0)
         {
