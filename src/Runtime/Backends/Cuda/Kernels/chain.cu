@@ -163,11 +163,16 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
     Feed feed;
     const auto shortsOf = [&](const Op& op) { return ShortRows{desk.rows, desk.slices[op.site.kind], desk.adapters, 0}; };
     if (adapted(chain)) takeAdapters(chain, desk);
-    bool fed = false;
+    int fed = -1;               // the op that the feed is at
     const auto feedFor = [&](int i) {
-        if (i == chain.count || fed || chain.ops[i].site.parts == 0) return;
-        start(feed, shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
-        fed = true;
+        if (fed < i) start(feed, shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
+        fed = i;
+    };
+    // The next op's factors, while this one's product takes its time or its finishing is told to all.
+    const auto prepare = [&](int i) {
+        if (i == chain.count || chain.ops[i].site.parts == 0 || fed == i) return;
+        prefetchSlices(shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
+        feedFor(i);
     };
 #pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
@@ -182,15 +187,7 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
             adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.stride, false, Crew, op.counters, room, feed, [&] { feedFor(i); }, whenReady);
             announce(Crew, op.counters + CounterStride);
         } else whenReady();
-        fed = false;
-        // The next one's factors, while this one's product takes its time or its finishing is told to all.
-        const auto prepare = [&] {
-            if (fed || i + 1 == chain.count || chain.ops[i + 1].site.parts == 0) return;
-            const Op& next = chain.ops[i + 1];
-            prefetchSlices(shortsOf(next), next.site, warp, warps, room);
-            feedFor(i + 1);
-        };
-        if (op.site.kind >= 2) prepare();
+        if (op.site.kind >= GateUp) prepare(i + 1);
         if (op.finish.kind == Nothing) continue;
         if (op.sums.squares)
             for (int row = threadIdx.x % CrewThreads / 32; row < *op.rows; row += CrewThreads / 32) {
@@ -200,7 +197,7 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
         meet(CrewBarrier, CrewThreads);
         pass(FactorsBarrier, MmaThreads + CrewThreads);     // those that multiply find the factors there
         finishOp(chain, i, desk);
-        prepare();
+        prepare(i + 1);
     }
 }
 

@@ -22,12 +22,14 @@ struct Lora {
     int tiles;            // of 32 rows in a chunk of b
 };
 
+enum { Qkv, Output, GateUp, Down };                        // Site.kind; the latter two have most of a layer's weights
+
 // The adapters' table has layers·7 entries for each adapter; a site is up to three neighbouring projections of a layer.
 struct Site {
     const Lora* table;    // of the site's layer and first projection, for adapter 0
     int perAdapter;       // entries of the table
     int parts;            // 0: no adapters here
-    int kind;             // 0 qkv, 1 output, 2 gate-up, 3 down
+    int kind;             // where in the layer
     int zStride;          // elements: the highest rank
     float* z;             // [part][short row][slice][zStride]: z in slices of A's columns, to be added up in order
     float* whole;         // [part][row][zStride]: z of rows in tiles
