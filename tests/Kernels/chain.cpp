@@ -264,8 +264,22 @@ static void chains() {
         }
         output.op.finish.out = h2; output.op.finish.squares = squares2;
         gateUp.op.x = h2; gateUp.op.sums.squares = squares2;
-        for (int r = 0; r < rows; r++)
-            for (int c = 0; c < hidden; c++) x[(size_t)r * hs + c] = before[(size_t)r * hidden + c];
+        // And launched while what makes its input still runs: nothing of it may be read, and nothing written, before that is over.
+        const std::vector<u16> input(x0, x0 + (size_t)rows * r8(attended));
+        memset(x0, 0xFF, input.size() * 2);
+        for (auto [p, bytes] : {std::pair{(void*)x, (size_t)rows * hs * 4}, {(void*)act, (size_t)rows * is * 2}, {(void*)h2, (size_t)rows * hs * 2}, {(void*)q, (size_t)rows * heads * dimStride * 2}}) memset(p, 0xFF, bytes);
+        emu::during([&] {
+            bool early = false;
+            for (auto* l : links)
+                for (u32 c : l->counters) early |= c != 0;
+            for (size_t i = 0; i < (size_t)rows * is; i++) early |= act[i] != 0xFFFF;
+            for (size_t i = 0; i < (size_t)rows * output.stride; i++) early |= __float_as_uint(sums[i]) != 0xFFFFFFFF;
+            for (size_t i = 0; i < z.size(); i++) early |= !std::isnan(z[i]);
+            expectBelow("written too early", early, 0);
+            std::copy(input.begin(), input.end(), x0);
+            for (int r = 0; r < rows; r++)
+                for (int c = 0; c < hidden; c++) x[(size_t)r * hs + c] = before[(size_t)r * hidden + c];
+        });
         launch(links, those.step, on, blocks + 2);
         expectBelow("bits that depend on the layout", written() != apart, 0);
 

@@ -198,6 +198,15 @@ static void wake(int first, int count, int state) {
         if (fibers[i].state == state) fibers[i].state = Fiber::Ready;
 }
 
+// The kernel before this one: it has run once nobody can go on without it.
+static std::function<void()> previous;
+static u32 previousDone = 1;
+// The next launch comes while `kernel` still runs, as dependent launches do: what it writes is there behind awaitPrevious only.
+static void during(std::function<void()> kernel) {
+    previous = kernel;
+    previousDone = 0;
+}
+
 // Blocks first … first + count − 1 of the grid, to their end.
 static void run(int first, int count, size_t sharedBytes) {
     stride = (threads + 31) / 32 * 32;
@@ -248,6 +257,11 @@ static void run(int first, int count, size_t sharedBytes) {
             }
         }
         if (done == all) return;
+        if (!ran && !previousDone) {
+            previous();
+            previousDone = 1;
+            continue;
+        }
         if (!ran) {
             for (int b = 0; b < count; b++) {
                 int of[Fiber::Named + 16] = {};
@@ -503,7 +517,7 @@ DEVICE void copyOnce(void* s, const void* g) { copyAsync(s, g, 16); }
 DEVICE void letNextStart() {}
 DEVICE void prefetch(const void*) {}
 DEVICE void prefetchToStay(const void*) {}
-DEVICE void awaitPrevious() {}
+DEVICE void awaitPrevious() { awaitCount(&emu::previousDone, 1); }
 template <class T>
 static inline T emuLoad(const void* p, const char* what) {
     if ((uintptr_t)p % 16) {
