@@ -1,5 +1,4 @@
 #include "emulator.h"
-#define EMULATED
 #include "lora.cuh"
 #include "finish.cuh"
 #include "finish.cu"

@@ -1,5 +1,4 @@
 #include "emulator.h"
-#define EMULATED
 #include "lora.cuh"
 #include "lora_prefill.cu"
 #include "adapters.h"

@@ -210,7 +210,7 @@ internal sealed class CudaAdapter : DeviceAdapter
         for (var layer = 0; layer < modules.Layers; layer++)
             for (var p = Projection.Query; p <= Projection.Down; p++)
             {
-                var kind = p switch { < Projection.Output => 0, Projection.Output => 1, < Projection.Down => 2, _ => 3 };
+                var kind = (int)Site.KindOf(p);
                 if (modules[layer, p] is { } m) slices[kind] = Math.Max(slices[kind], AdapterPacking.SlicesOf(m.ChunkWidth));
             }
         MaxRank = modules.All.Select(m => m.SharedRank + m.UnsharedRank).DefaultIfEmpty(0).Max();
@@ -222,7 +222,7 @@ internal sealed class CudaAdapter : DeviceAdapter
 
     public override long Bytes { get; }
 
-    /// <summary>Into how many slices of A's columns a row's work falls, at most, at sites of a kind (Site in lora.cuh); 0: it adapts none.</summary>
+    /// <summary>Into how many slices of A's columns a row's work falls, at most, at sites of a <see cref="SiteKind"/>; 0: it adapts none.</summary>
     public int Slices(int kind) => slices[kind];
 
     public override void Dispose()
@@ -236,7 +236,10 @@ internal sealed class CudaAdapter : DeviceAdapter
 /// <summary>How a module's factors lie on the device: Lora in lora.cuh, A first, both in bf16 and in the order in which tensor cores read them.</summary>
 internal readonly unsafe record struct AdapterPacking(LoraModule Module, int RowsA, int RowsB)
 {
-    private const int TileRows = 32, Together = 256, MostSlices = 16;
+    private const int TileRows = 32, Together = 256;
+
+    /// <summary>Into which a row's z falls, at most.</summary>
+    public const int MostSlices = 16;
 
     public static AdapterPacking Of(LoraModule m) => new(m, m.SharedRank + (m.UnsharedRank * m.ChunksA), m.SharedRank + (m.UnsharedRank * m.ChunksB));
 

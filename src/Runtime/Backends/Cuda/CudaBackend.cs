@@ -18,7 +18,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private const int FewRows = 128;
 
     /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
-    private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, MostSlices = 16, ShrinkColumns = 1024;
+    private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, ShrinkColumns = 1024;
 
     private const int ExpandThreads = 128, ExpandBlocks = 4, ExpandShared = 32768;
 
@@ -66,7 +66,7 @@ internal sealed unsafe class CudaBackend : IBackend
         arena = new CudaArena(device);
         matrixWorkspace = device.Allocate(MatrixLibrary.WorkspaceBytes);
         matrices = new MatrixLibrary(matrixWorkspace);
-        shortZ = device.Allocate(3L * this.stepRows * MostSlices * this.maxRank * sizeof(float));
+        shortZ = device.Allocate(3L * this.stepRows * AdapterPacking.MostSlices * this.maxRank * sizeof(float));
         wholeZ = device.Allocate(3L * this.stepRows * this.maxRank * sizeof(float));
         drawn = device.Allocate(MostDraws * 4L);
         results = device.Allocate(ResultRoom);
@@ -407,11 +407,11 @@ internal sealed unsafe class CudaBackend : IBackend
             Weight = weight.Vector,
         };
         y.Norm = new Normed(x, weight, epsilon);
-        FinishSums(delta, x, "residual", finish, (x.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
+        FinishSums(delta, x, finish);
     }
 
-    /// <summary>What comes next of a linear's sums: in the chain with it, or as a kernel of its own.</summary>
-    private void FinishSums(CudaScratch? of, CudaScratch rows, string kernel, Finish finish, int items)
+    /// <summary>What comes next of a linear's sums: in the chain with it, or as a kernel of its own. <paramref name="rows"/> says for how many rows.</summary>
+    private void FinishSums(CudaScratch? of, CudaScratch rows, Finish finish)
     {
         if (of?.Pending is { } linear)
         {
@@ -419,11 +419,17 @@ internal sealed unsafe class CudaBackend : IBackend
             Add(linear, finish);
             return;
         }
-        var sums = of is null ? default : of.Sums.Y != 0 ? of.Sums : new Sums { Y = of.Pointer, Stride = of.Stride };
+        var sums = of is null ? default : SumsOf(of);
         var (count, adapterOf) = (RowsOf(rows), arrays!.AdapterOfAt);
         var arguments = stackalloc void*[] { &count, &adapterOf, &sums, &finish };
-        Launch(kernels.Get(kernel), (items + 7) / 8, 1, 256, 0, arguments);
+        var name = finish.Kind switch { FinishKind.Residual => "residual", FinishKind.Rope => "rope", FinishKind.SwiGlu => "swiGlu", _ => "finish" };
+        // As itemsOf in finish.cuh.
+        var items = (finish.Kind == FinishKind.Rope ? finish.Heads + (2 * finish.Cache.KvHeads) : CudaScratch.TilesOf(finish.Columns)) * ((rows.Rows + 1) / 2);
+        Launch(kernels.Get(name), (items + 7) / 8, 1, 256, 0, arguments);
     }
+
+    /// <summary>What a linear left in <paramref name="y"/>, or y itself.</summary>
+    private static Sums SumsOf(CudaScratch y) => y.Sums.Y != 0 ? y.Sums : new Sums { Y = y.Pointer, Stride = y.Stride };
 
     /// <summary>A linear alone, whose sums are read later.</summary>
     private void Launch(CudaScratch y)
@@ -577,11 +583,11 @@ internal sealed unsafe class CudaBackend : IBackend
             Table = adapters!.EntriesOf(site.Layer, first),
             PerAdapter = adapters.Layers * 7,
             Parts = parts,
-            Kind = first switch { Projection.Query or Projection.Key or Projection.Value => 0, Projection.Output => 1, Projection.Gate or Projection.Up => 2, _ => 3 },
+            Kind = Site.KindOf(first),
             ZStride = zStride,
             Z = shortZ,
             Whole = wholeZ,
-            ZPart = stepRows * MostSlices * zStride,
+            ZPart = stepRows * AdapterPacking.MostSlices * zStride,
             WholePart = stepRows * zStride,
             Second = parts > 1 ? site.Parts[1].Column : 0,
             Third = parts > 2 ? site.Parts[2].Column : 0,
@@ -607,7 +613,7 @@ internal sealed unsafe class CudaBackend : IBackend
             Cache = store.Layout(layer),
         };
         if (norms is not null) (finish.QueryNorm, finish.KeyNorm, finish.Epsilon) = (((CudaWeights)norms.Query).Vector, ((CudaWeights)norms.Key).Vector, norms.Epsilon);
-        FinishSums(x, x, "rope", finish, (x.Rows + 1) / 2 * (shape.Heads + (2 * shape.KvHeads)));
+        FinishSums(x, x, finish);
     }
 
     /// <summary>The rows' angles, made by the first layer of a step.</summary>
@@ -668,7 +674,7 @@ internal sealed unsafe class CudaBackend : IBackend
     public void SwiGlu(DeviceTensor gateUp, DeviceTensor y)
     {
         var (x, to) = ((CudaScratch)gateUp, (CudaScratch)y);
-        FinishSums(x, x, "swiGlu", new Finish { Kind = FinishKind.SwiGlu, Columns = to.Cols, Out = to.Written(), OutStride = to.Stride }, (to.Cols + TileRows - 1) / TileRows * ((x.Rows + 1) / 2));
+        FinishSums(x, x, new Finish { Kind = FinishKind.SwiGlu, Columns = to.Cols, Out = to.Written(), OutStride = to.Stride });
     }
 
     public void TakeLogitRows(DeviceTensor x, DeviceTensor y)
@@ -700,7 +706,7 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         var x = (CudaScratch)logits;
         if (x.Pending is not null) Launch(x);
-        var sums = x.Sums.Y != 0 ? x.Sums : new Sums { Y = x.Pointer, Stride = x.Stride };
+        var sums = SumsOf(x);
         var view = new LogitsView { Sums = sums.Y, PartsOfTile = sums.Parts, PartStride = sums.Part, TileShift = 7, Stride = sums.Stride, Vocabulary = vocabulary };
         var workStride = (vocabulary + 3) / 4 * 4;
         var work = arena.Take((long)x.Rows * workStride * sizeof(float));
@@ -721,7 +727,7 @@ internal sealed unsafe class CudaBackend : IBackend
             from = values;
         }
         else if (from.Sums.Y != 0)
-            FinishSums(from, from, "finish", new Finish { Kind = FinishKind.Plain, Columns = from.Cols, X = from.Pointer, XStride = from.Stride }, (from.Cols + TileRows - 1) / TileRows * ((from.Rows + 1) / 2));
+            FinishSums(from, from, new Finish { Kind = FinishKind.Plain, Columns = from.Cols, X = from.Pointer, XStride = from.Stride });
         Flush();
         var (pointer, full) = (from.Pointer, from.Precision == Precision.Full);
         var bytes = (long)rows * from.Stride * (full ? 4 : 2);

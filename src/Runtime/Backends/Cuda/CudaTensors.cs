@@ -75,7 +75,10 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
     public ulong Queries { get; set; }
 
     /// <summary>fp32 (rows, tiles of 128 columns): room for the squares of what this is the norm of.</summary>
-    public ulong Squares => squares != 0 ? squares : squares = arena.Take((long)Rows * ((Cols + 127) / 128) * sizeof(float));
+    public ulong Squares => squares != 0 ? squares : squares = arena.Take((long)Rows * TilesOf(Cols) * sizeof(float));
+
+    /// <summary>Tiles of 128 columns, by which sums are finished.</summary>
+    public static int TilesOf(int columns) => (columns + 127) / 128;
 
     /// <summary>Room for so many parts of sums.</summary>
     public ulong TakeSums(int parts)
@@ -201,14 +204,32 @@ internal struct Sums
     private readonly int reserved;
 }
 
+internal enum SiteKind
+{
+    Qkv,
+    Output,
+    GateUp,
+    Down,
+}
+
 [StructLayout(LayoutKind.Sequential)]
 internal struct Site
 {
     public ulong Table;
-    public int PerAdapter, Parts, Kind, ZStride;
+    public int PerAdapter, Parts;
+    public SiteKind Kind;
+    public int ZStride;
     public ulong Z, Whole;
     public int ZPart, WholePart;
     public int Second, Third, Columns, FirstRuns, SecondRuns, ThirdRuns;
+
+    public static SiteKind KindOf(Projection projection) => projection switch
+    {
+        < Projection.Output => SiteKind.Qkv,
+        Projection.Output => SiteKind.Output,
+        < Projection.Down => SiteKind.GateUp,
+        _ => SiteKind.Down,
+    };
 }
 
 internal enum FinishKind

@@ -160,19 +160,19 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
     Desk& desk = deskOf(memory);
     const int warp = threadIdx.x % CrewThreads / 32, warps = CrewThreads / 32;
     Room& room = roomsOf(memory)[warp];
-    Feed feed;
+    Walk ahead;                 // of the adapters' B
     const auto shortsOf = [&](const Op& op) { return ShortRows{desk.rows, desk.slices[op.site.kind], desk.adapters, 0}; };
     if (adapted(chain)) takeAdapters(chain, desk);
-    int fed = -1;               // the op that the feed is at
-    const auto feedFor = [&](int i) {
-        if (fed < i) start(feed, shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
-        fed = i;
+    int started = -1;           // the op that it is at
+    const auto startAhead = [&](int i) {
+        if (started < i) start(ahead, shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
+        started = i;
     };
     // The next op's factors, while this one's product takes its time or its finishing is told to all.
     const auto prepare = [&](int i) {
-        if (i == chain.count || chain.ops[i].site.parts == 0 || fed == i) return;
+        if (i == chain.count || chain.ops[i].site.parts == 0 || started == i) return;
         prefetchSlices(shortsOf(chain.ops[i]), chain.ops[i].site, warp, warps, room);
-        feedFor(i);
+        startAhead(i);
     };
 #pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
@@ -184,7 +184,7 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
             awaitInput(chain, i, Crew);
         };
         if (op.site.parts > 0) {
-            adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.stride, false, Crew, op.counters, room, feed, [&] { feedFor(i); }, whenReady);
+            adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.stride, false, Crew, op.counters, room, ahead, [&] { startAhead(i); }, whenReady);
             announce(Crew, op.counters + CounterStride);
         } else whenReady();
         if (op.site.kind >= GateUp) prepare(i + 1);

@@ -77,23 +77,21 @@ DEVICE float summed(const Sums& s, int row, int column, float factor, bool adapt
     return (sum + more) * factor + (s.bias ? s.bias[column] : 0.f);
 }
 
-// Some neighbouring rows, the last once more where there is none.
-template <int ROWS>
-struct Few {
-    int row[ROWS], count;
-    bool adapted[ROWS];
-    float factor[ROWS];
+// Two neighbouring rows, the first once more where there is no second.
+struct Pair {
+    int row[2], count;
+    bool adapted[2];
+    float factor[2];
 };
-template <int ROWS>
-DEVICE Few<ROWS> fewOf(const Sums& s, const int* adapterOf, int rows, int first) {
-    Few<ROWS> f;
-    f.count = min(ROWS, rows - first);
+DEVICE Pair pairOf(const Sums& s, const int* adapterOf, int rows, int first) {
+    Pair p;
+    p.count = min(2, rows - first);
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) {
-        f.row[i] = min(first + i, rows - 1);
-        f.adapted[i] = s.extra && adapterOf[f.row[i]] >= 0;
+    for (int i = 0; i < 2; i++) {
+        p.row[i] = min(first + i, rows - 1);
+        p.adapted[i] = s.extra && adapterOf[p.row[i]] >= 0;
     }
-    return f;
+    return p;
 }
 
 DEVICE void summedByColumn(float (&v)[4], const Sums& s, int row, int column, int count, float factor, bool adapted) {
@@ -106,21 +104,21 @@ DEVICE void summedByColumn(float (&v)[4], const Sums& s, int row, int column, in
     }
 }
 
-// Columns column … column + 3 of the rows, of which `count` exist; PARTS: how many parts are fetched together.
-template <int PARTS, int ROWS>
-DEVICE void summed4(float (&v)[ROWS][4], const Sums& s, const Few<ROWS>& rows, int column, int count) {
+// Columns column … column + 3 of both rows, of which `count` exist; PARTS: how many parts are fetched together.
+template <int PARTS>
+DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int column, int count) {
     if (count == 4 && column % 4 == 0) {
         const int parts = partsAt(s, column);
-        F32x4 w[ROWS][PARTS], more[ROWS];
+        F32x4 w[2][PARTS], more[2];
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) {
+        for (int i = 0; i < 2; i++) {
             const float* y = s.y + (long long)rows.row[i] * s.stride + column;
 #pragma unroll
             for (int p = 0; p < PARTS; p++) w[i][p] = p < parts ? loadFresh4(y + p * s.part) : F32x4{0, 0, 0, 0};
             more[i] = rows.adapted[i] ? loadFresh4(s.extra + (long long)rows.row[i] * s.stride + column) : F32x4{0, 0, 0, 0};
         }
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) {
+        for (int i = 0; i < 2; i++) {
 #pragma unroll
             for (int p = 1; p < PARTS; p++) { w[i][0].x += w[i][p].x; w[i][0].y += w[i][p].y; w[i][0].z += w[i][p].z; w[i][0].w += w[i][p].w; }
 #pragma unroll 1
@@ -138,7 +136,7 @@ DEVICE void summed4(float (&v)[ROWS][4], const Sums& s, const Few<ROWS>& rows, i
         }
     } else
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) summedByColumn(v[i], s, rows.row[i], column, count, rows.factor[i], rows.adapted[i]);
+        for (int i = 0; i < 2; i++) summedByColumn(v[i], s, rows.row[i], column, count, rows.factor[i], rows.adapted[i]);
 }
 
 DEVICE void put4(float* to, const float (&v)[4], int count) {
@@ -158,7 +156,7 @@ DEVICE void put4(u16* to, const float (&v)[4], int count) {
 DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
     const u32 twos = (rows + 1) / 2, tile = item / twos;
     const int lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
-    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - tile * twos) * 2);
+    Pair pair = pairOf(s, adapterOf, rows, (item - tile * twos) * 2);
     float v[2][4] = {}, x[2][4] = {}, weight[4] = {};
     if (count == 4) {
         const F32x4 w = *(const F32x4*)(f.weight + column);
@@ -239,7 +237,7 @@ DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int
     const int head = item / twos, lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2, d = lane * 4;
     const int part = head < f.heads ? 0 : head < f.heads + f.cache.kvHeads ? 1 : 2;
     const float* norm = part == 0 ? f.queryNorm : part == 1 ? f.keyNorm : 0;
-    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - head * twos) * 2);
+    Pair pair = pairOf(s, adapterOf, rows, (item - head * twos) * 2);
 #pragma unroll
     for (int r = 0; r < 2; r++) pair.factor[r] = factorOf(s, factors, pair.row[r]);
     if (dim > 128 || half % 4 != 0) {
@@ -286,7 +284,7 @@ DEVICE float swish(float gate, float up) { return __fdividef(gate, 1.f + __expf(
 DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
     const u32 twos = (rows + 1) / 2, run = item / twos;
     const int column = run * TileColumns + threadIdx.x % 32 * 4, end = min(f.columns, (int)(run + 1) * TileColumns), count = min(4, f.columns - column);
-    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - run * twos) * 2);
+    Pair pair = pairOf(s, adapterOf, rows, (item - run * twos) * 2);
 #pragma unroll
     for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
     awaitColumns(s, tiles, run * TileColumns, end, f.columns + run * TileColumns);
@@ -307,7 +305,7 @@ DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, i
 DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
     const u32 twos = (rows + 1) / 2, tile = item / twos;
     const int column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
-    Few<2> pair = fewOf<2>(s, adapterOf, rows, (item - tile * twos) * 2);
+    Pair pair = pairOf(s, adapterOf, rows, (item - tile * twos) * 2);
     for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
     awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
     if (count <= 0) return;

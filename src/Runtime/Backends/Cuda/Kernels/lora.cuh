@@ -141,32 +141,34 @@ DEVICE void shrinkSlice(const Lora& m, const u16* x, int slice, float* z, float*
         }
 }
 
-// All short rows' slices, dealt out to the warps of all blocks, of which this is number `warp` of `warps` in its block.
-template <class Ready>
-DEVICE void shrinkRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, int warp, int warps, Room& room, const Ready& whenReady) {
+// All short rows' slices, dealt out to the warps of all blocks, of which this is number `warp` of `warps` in its block: `visit` is told of part, short
+// row and slice, the linear being in the room.
+template <class Visit>
+DEVICE void eachSlice(const ShortRows& shorts, const Site& site, int warp, int warps, Room& room, const Visit& visit) {
     const u32 slices = shorts.slices, parts = site.parts, all = shorts.count * parts * slices;
     for (u32 unit = warp * gridDim.x + blockIdx.x; unit < all; unit += warps * gridDim.x) {
         const u32 slice = unit % slices, part = unit / slices % parts, i = unit / slices / parts;
         const int adapter = shorts.adapters[i];
         if (adapter < 0) continue;
         takeEntry(room.now, site.table + adapter * site.perAdapter + part);
-        if (room.now.rowsA == 0 || slice >= room.now.slices) continue;
-        shrinkSlice(room.now, x + (long long)shorts.row(i) * xStride, slice, site.z + (long long)part * site.zPart + ((long long)i * MaxSlices + slice) * site.zStride, room.z, whenReady);
+        if (room.now.rowsA > 0 && slice < room.now.slices) visit(part, i, slice);
     }
+}
+
+template <class Ready>
+DEVICE void shrinkRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, int warp, int warps, Room& room, const Ready& whenReady) {
+    eachSlice(shorts, site, warp, warps, room, [&](int part, int i, int slice) {
+        shrinkSlice(room.now, x + (long long)shorts.row(i) * xStride, slice, site.z + (long long)part * site.zPart + ((long long)i * MaxSlices + slice) * site.zStride, room.z, whenReady);
+    });
 }
 
 // A warp's slices, to the L2, for a linear that is yet to come.
 DEVICE void prefetchSlices(const ShortRows& shorts, const Site& site, int warp, int warps, Room& room) {
-    const u32 slices = shorts.slices, parts = site.parts, all = shorts.count * parts * slices;
-    for (u32 unit = warp * gridDim.x + blockIdx.x; unit < all; unit += warps * gridDim.x) {
-        const u32 slice = unit % slices, part = unit / slices % parts;
-        const int adapter = shorts.adapters[unit / slices / parts];
-        if (adapter < 0) continue;
-        takeEntry(room.now, site.table + adapter * site.perAdapter + part);
+    eachSlice(shorts, site, warp, warps, room, [&](int, int, int slice) {
         const Lora& m = room.now;
         const int begin = slice * m.sliceWidth / 8, end = min((m.chunkWidth + 7) / 8, begin + m.sliceWidth / 8);
         for (int at = begin * m.rowsA * 16 + threadIdx.x % 32 * 128; at < end * m.rowsA * 16; at += 4096) prefetch((const char*)m.a + at);
-    }
+    });
 }
 
 // ---- y = scale·B(z) of a row: columns of y within a chunk are the tile's rows, chunks its columns. z is fp32 and goes in as the sum of two bf16:
@@ -248,10 +250,8 @@ DEVICE void advance(Walk& walk, const ShortRows& shorts, const Site& site, Lora&
 }
 
 // Fetches B a ring's length ahead of the arithmetic, and for the first steps ahead of anything else.
-struct Feed { Walk ahead; };
 // [row / 2][t % 8][t % 32 / 8][row % 2] of a step. What is beyond B's rows is left as it was.
-DEVICE void fetchNext(Feed& feed, const ShortRows& shorts, const Site& site, Room& room, int slot) {
-    Walk& ahead = feed.ahead;
+DEVICE void fetchNext(Walk& ahead, const ShortRows& shorts, const Site& site, Room& room, int slot) {
     if (!ahead.over()) {
         const int pairs = (room.ahead.rowsB + 1) / 2, count = min(16, pairs - ahead.group * 16) * 8;          // of 16 bytes
         const u16* from = room.ahead.b + ((long long)ahead.tile * pairs + ahead.group * 16) * 64;
@@ -264,11 +264,11 @@ DEVICE void fetchNext(Feed& feed, const ShortRows& shorts, const Site& site, Roo
     }
     commitCopies();
 }
-DEVICE void start(Feed& feed, const ShortRows& shorts, const Site& site, int warp, int warps, Room& room) {
-    feed.ahead = walkOf(shorts, site, warp, warps);
-    open(feed.ahead, shorts, site, room.ahead, Blank{});
+DEVICE void start(Walk& ahead, const ShortRows& shorts, const Site& site, int warp, int warps, Room& room) {
+    ahead = walkOf(shorts, site, warp, warps);
+    open(ahead, shorts, site, room.ahead, Blank{});
 #pragma unroll 1
-    for (int slot = 0; slot < RingSteps; slot++) fetchNext(feed, shorts, site, room, slot);
+    for (int slot = 0; slot < RingSteps; slot++) fetchNext(ahead, shorts, site, room, slot);
 }
 
 // z as B's rows 32·group … + 31 and four chunks meet it, as mma's second factor.
@@ -306,17 +306,16 @@ DEVICE void takeZ(const Site& site, const Lora& m, int part, int shortRow, float
 }
 
 // What adapters add to all short rows, to y, by one party of every block; all blocks are resident, for they wait for each other's z. Of a base row
-// nothing is written, unless `zeros`. `shrunk` is 0 before; `startFeed` starts the feed, unless it has been started before; whenReady
-// waits for x.
+// nothing is written, unless `baseRows`. `shrunk` is 0 before; startAhead starts `ahead`, unless it has been started before; whenReady waits for x.
 template <class Start, class Ready>
-DEVICE void adaptRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, float* y, int stride, bool zeros, Party party, u32* shrunk, Room& room, Feed& feed, const Start& startFeed, const Ready& whenReady) {
+DEVICE void adaptRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, float* y, int stride, bool baseRows, Party party, u32* shrunk, Room& room, Walk& ahead, const Start& startAhead, const Ready& whenReady) {
     const int warp = threadIdx.x % party.threads / 32, warps = party.threads / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     shrinkRows(shorts, site, x, xStride, warp, warps, room, whenReady);
     whenReady();
-    startFeed();
+    startAhead();
     announce(party, shrunk);
 
-    const Blank blank = {y, stride, zeros};
+    const Blank blank = {y, stride, baseRows};
     Walk now = walkOf(shorts, site, warp, warps);
     const Lora& m = room.now;
     open(now, shorts, site, room.now, blank);
@@ -345,7 +344,7 @@ DEVICE void adaptRows(const ShortRows& shorts, const Site& site, const u16* x, i
             mma(sum[1], w.z, w.w, v.z, v.w, b[s], b[s + 1]);
         }
         __syncwarp();
-        fetchNext(feed, shorts, site, room, slot);
+        fetchNext(ahead, shorts, site, room, slot);
         if (last) {
             const int begin = partBegin(site, now.part);
             storeB(sum, m, now.tile, chunk, partEnd(site, now.part) - begin, y + (long long)shorts.row(now.i) * stride + begin);

@@ -358,6 +358,6 @@ extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step
     };
     const ShortRows shorts = {step->shortRows, step->slices[site.kind], shortAdapters, shortRows};
     Room& room = ((Room*)memory)[threadIdx.x / 32];
-    Feed feed;
-    adaptRows(shorts, site, x, xStride, y, yStride, true, Party{1, 256}, shrunk, room, feed, [&] { start(feed, shorts, site, threadIdx.x / 32, 8, room); }, whenReady);
+    Walk ahead;
+    adaptRows(shorts, site, x, xStride, y, yStride, true, Party{1, 256}, shrunk, room, ahead, [&] { start(ahead, shorts, site, threadIdx.x / 32, 8, room); }, whenReady);
 }
