@@ -43,8 +43,11 @@ internal sealed class AdapterEntry(Adapter adapter, long bytes)
     /// <summary>Number of the last step that reads it.</summary>
     public long LastStep { get; set; }
 
-    /// <summary>The device had no room in one piece although the bytes were there: another has to go first.</summary>
-    public bool Cramped { get; set; }
+    /// <summary>
+    /// Frees there had been, by the residency's count, when a load of it began that found no room in one piece although the bytes were there. Another has
+    /// to go first.
+    /// </summary>
+    public long? CrampedSince { get; set; }
 
     /// <summary>Removed, and no lease is left.</summary>
     public bool Forgotten { get; set; }

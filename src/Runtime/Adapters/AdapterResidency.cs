@@ -32,7 +32,7 @@ internal sealed class AdapterResidency : IDisposable
     private AdapterEntry? first;                                         // finds no room
     private AdapterEntry? closing;                                       // takes no more sequences, to make room for it
     private int loading;
-    private long used, clock, loadCount, evictionCount;
+    private long used, clock, loadCount, evictionCount, freeCount;
 
     /// <param name="size">Device bytes that a load takes.</param>
     /// <param name="load">Brings an adapter to the device; called on the loader's thread.</param>
@@ -65,7 +65,7 @@ internal sealed class AdapterResidency : IDisposable
         lock (gate)
         {
             entry.LastWanted = ++clock;
-            if (entry.Place == AdapterPlace.Host && !entry.Cramped && first is null && loading < MostLoads && used + entry.Bytes <= Budget) Start(entry);
+            if (entry.Place == AdapterPlace.Host && !Cramped(entry) && first is null && loading < MostLoads && used + entry.Bytes <= Budget) Start(entry);
             return entry.Place == AdapterPlace.Device;
         }
     }
@@ -107,9 +107,9 @@ internal sealed class AdapterResidency : IDisposable
                 if (entry.Place == AdapterPlace.Host && !failed.Exists(f => f.Item1 == entry))
                 {
                     if (loading == MostLoads) break;
-                    if (entry.Cramped && onDevice.Count + retired.Count + loading == 0)
+                    if (Cramped(entry) && onDevice.Count + retired.Count + loading == 0)
                     {
-                        entry.Cramped = false;
+                        entry.CrampedSince = null;
                         failed.Add((entry, new OutOfDeviceMemoryException($"The device has no {entry.Bytes} bytes in one piece for an adapter, although no other adapter is on it.")));
                         continue;
                     }
@@ -137,15 +137,16 @@ internal sealed class AdapterResidency : IDisposable
         retired.Clear();
     }
 
+    private bool Cramped(AdapterEntry entry) => entry.CrampedSince == freeCount;
+
     private bool MakeRoom(AdapterEntry entry, Func<AdapterEntry, bool> needed, long done)
     {
-        while (used + entry.Bytes > Budget || entry.Cramped)
+        while (used + entry.Bytes > Budget || Cramped(entry))
         {
             if (onDevice.Where(e => !needed(e) && e.LastStep <= done).MinBy(e => e.LastWanted) is not { } oldest) return false;
             onDevice.Remove(oldest);
             Free(oldest);
             evictionCount++;
-            entry.Cramped = false;
         }
         return true;
     }
@@ -178,6 +179,7 @@ internal sealed class AdapterResidency : IDisposable
         entry.Device!.Dispose();
         entry.Device = null;
         used -= entry.Bytes;
+        freeCount++;
     }
 
     private void Load()
@@ -185,6 +187,8 @@ internal sealed class AdapterResidency : IDisposable
         foreach (var entry in loads.GetConsumingEnumerable())
         {
             var begun = Stopwatch.GetTimestamp();
+            long frees;
+            lock (gate) frees = freeCount;
             try
             {
                 Loaded(entry, load(entry.Adapter.Modules));
@@ -192,7 +196,7 @@ internal sealed class AdapterResidency : IDisposable
             }
             catch (Exception error)
             {
-                NotLoaded(entry, error);
+                NotLoaded(entry, error, frees);
             }
             wake();
         }
@@ -211,7 +215,7 @@ internal sealed class AdapterResidency : IDisposable
         }
     }
 
-    private void NotLoaded(AdapterEntry entry, Exception error)
+    private void NotLoaded(AdapterEntry entry, Exception error, long frees)
     {
         lock (gate)
         {
@@ -219,7 +223,7 @@ internal sealed class AdapterResidency : IDisposable
             used -= entry.Bytes;
             entry.Place = AdapterPlace.Host;
             if (entry.Forgotten) Retire(entry);
-            else if (error is OutOfDeviceMemoryException) entry.Cramped = true;
+            else if (error is OutOfDeviceMemoryException) entry.CrampedSince = frees;
             else failures.Add((entry, error));
         }
     }

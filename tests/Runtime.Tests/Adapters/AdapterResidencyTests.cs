@@ -164,6 +164,19 @@ public sealed class AdapterResidencyTests : IDisposable
     }
 
     [Fact]
+    public void A_device_in_pieces_is_tried_again_once_anything_has_gone()
+    {
+        Create(100);
+        AdapterEntry a = New("a"), c = New("c", 50);
+        TurnUntilQuiet([], [a]);
+        onLoad = e => { if (e == c && onDevice > 0) throw new OutOfDeviceMemoryException("In pieces."); };
+        Assert.Empty(TurnUntilQuiet([a], [c]));
+        residency!.Forget(a);                           // not c made it go
+        Assert.Empty(TurnUntilQuiet([], [c]));
+        Assert.Equal([c], Resident);
+    }
+
+    [Fact]
     public void A_forgotten_adapter_frees_both_memories_when_nobody_reads_them()
     {
         Create(100);
