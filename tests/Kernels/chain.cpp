@@ -57,7 +57,7 @@ struct Link {
         op.tiles = counters.data() + 3 * CounterStride;
         op.counters = counters.data();
         float* y = room<float>((size_t)(m.most + 1) * rows * stride);
-        op.sums = {y, (long long)rows * stride, m.parts.data(), biased ? m.bias.data() : nullptr, parts && adapters ? y + (size_t)m.most * rows * stride : nullptr, nullptr, stride, inputs, 1e-5f};
+        op.sums = {y, (long long)rows * stride, m.parts.data(), biased ? m.bias.data() : nullptr, parts && adapters ? y + (size_t)m.most * rows * stride : nullptr, nullptr, stride, inputs, 1e-5f, stride};
         if (adapters) {
             op.site = {table.data(), parts, parts, kind, zStride, z.data(), nullptr, rows * MaxSlices * zStride, 0, parts > 1 ? begins[1] : 0, parts > 2 ? begins[2] : 0, outputs};
             setRuns(op.site);
@@ -290,7 +290,7 @@ static void chains() {
 }
 
 // As Sums, Site, Finish, Op, Chain and LoraEntry in C#, which CudaLayoutTests holds to the same numbers.
-static_assert(sizeof(Sums) == 64 && sizeof(Site) == 72 && sizeof(Finish) == 120 && sizeof(Op) == 320 && sizeof(Chain) == 2368 && sizeof(Lora) == 80);
+static_assert(sizeof(Sums) == 80 && sizeof(Site) == 72 && sizeof(Finish) == 120 && sizeof(Op) == 336 && sizeof(Chain) == 2432 && sizeof(Lora) == 80);
 static_assert(sizeof(Room) == 2208 + 2048 * (SHARED_LIMIT >= 200000 ? 4 : SHARED_LIMIT >= 150000 ? 2 : 1));
 
 int main() {

@@ -530,6 +530,8 @@ DEVICE U32x4 loadOnce(const void* p) { return emuLoad<U32x4>(p, "loadOnce"); }
 DEVICE float loadFresh(const float* p) { return *p; }
 DEVICE u32 loadFresh(const u16* p) { return *p; }
 DEVICE F32x4 loadFresh4(const float* p) { return emuLoad<F32x4>(p, "loadFresh4"); }
+DEVICE float loadFreshAnywhere(const float* p) { return *p; }
+DEVICE F32x4 loadFreshAnywhere4(const float* p) { return emuLoad<F32x4>(p, "loadFreshAnywhere4"); }
 DEVICE U32x4 loadFresh4(const u16* p) { return emuLoad<U32x4>(p, "loadFresh4"); }
 DEVICE float warpSum(float v) {
     for (int i = 16; i > 0; i >>= 1) v += __shfl_xor_sync(0xFFFFFFFFu, v, i);

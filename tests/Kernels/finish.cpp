@@ -93,7 +93,7 @@ int main() {
         Sums sums = {y, 0, nullptr, bias, nullptr, squares, wide, columns, 1e-5f};
         Finish plain = finish(Plain, full, nullptr), gated = finish(SwiGlu, nullptr, taken);
         plain.columns = 2 * columns; plain.xStride = wide;
-        emu::launch(dim3(((2 * columns + 127) / 128 * twos + 7) / 8), 256, 16, [&] { ::finish(&step.rows, adapterOf.data(), sums, plain); });
+        emu::launch(dim3(((2 * columns + 127) / 128 * twos + 7) / 8), 256, 16, [&] { ::plain(&step.rows, adapterOf.data(), sums, plain); });
         emu::launch(dim3((tiles * twos + 7) / 8), 256, 16, [&] { swiGlu(&step.rows, adapterOf.data(), sums, gated); });
         Worst whole, gates, added;
         const auto yOf = [&](int r, int c) { return y[r * wide + c] * factors[r] + bias[c]; };

@@ -1,5 +1,8 @@
 #include "emulator.h"
 #include "lora.cuh"
+#include "finish.cuh"
+#include "finish.cu"
+#undef FINISH
 #include "lora_prefill.cu"
 #include "adapters.h"
 
@@ -76,7 +79,7 @@ static void testShort(int which, int rows, int inputs, std::vector<int> outputs,
     std::vector<bool> there(rows, false);
     for (int r = 0; r < rows; r++) {
         c.adapterOf[r] = (int)(rng() % 4) - 1;
-        if (rng() % 4 || rows < 4) shortRows.push_back(r), there[r] = true;
+        if (rng() % 4 || rows < 4) shortRows.push_back(r), there[r] = c.adapterOf[r] >= 0;
     }
     std::shuffle(shortRows.begin(), shortRows.end(), rng);
     const int n = shortRows.size();
@@ -107,15 +110,18 @@ static void testShort(int which, int rows, int inputs, std::vector<int> outputs,
     c.expectY("adaptShort y", there);
 }
 
+// Tiles of 1 to 64 rows, of an adapter, the base model, or rows one by one; what is added to the latter is in memory.
 static void testLong(int which, int rows, int inputs, std::vector<int> outputs, int blocks) {
     Case c(which, rows, inputs, outputs);
     std::vector<AdapterTile> tiles;
     for (int r = 0; r < rows;) {
-        const int n = std::min(rows - r, 1 + (int)(rng() % 64)), adapter = tiles.size() % 4 == 3 ? -1 : tiles.size() % 4;
+        const int n = std::min(rows - r, 1 + (int)(rng() % 64)), of[] = {0, 1, -1, 2, OneByOne}, adapter = of[(tiles.size() + which) % 5];
         tiles.push_back({r, n, adapter, 0});
-        std::fill_n(c.adapterOf.begin() + r, n, adapter);
+        for (int i = 0; i < n; i++) c.adapterOf[r + i] = adapter == OneByOne ? (int)(rng() % 4) - 1 : adapter;
         r += n;
     }
+    std::vector<bool> oneByOne(rows, false);
+    for (auto& t : tiles) std::fill_n(oneByOne.begin() + t.firstRow, t.rows, t.adapter == OneByOne);
     Step step = {rows};
     step.adapterTiles = tiles.size();
     int ranks = 0;
@@ -138,7 +144,7 @@ static void testLong(int which, int rows, int inputs, std::vector<int> outputs, 
     bool beyond = false;
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < c.parts; p++) {
-            auto z = c.moduleOf(r, p) ? c.z(r, p) : std::vector<double>();
+            auto z = c.moduleOf(r, p) && !oneByOne[r] ? c.z(r, p) : std::vector<double>();
             for (int k = 0; k < highest; k++) {
                 const float got = c.site.whole[(size_t)p * c.site.wholePart + (size_t)r * highest + k];
                 if (k >= (int)z.size()) beyond |= __float_as_uint(got) != 0xFFFFFFFF;
@@ -148,22 +154,105 @@ static void testLong(int which, int rows, int inputs, std::vector<int> outputs, 
     expectBelow("shrinkLong", worst.relative(), 1e-5);
     expectBelow("written beyond z", beyond, 0);
 
-    // A row alone is the same to the bit, in z and in y.
-    const size_t zBytes = (size_t)c.parts * c.site.wholePart * 4, yBytes = (size_t)rows * c.yStride * 4;
-    const auto expand = [&](int grid, const Step& step, const AdapterTile* tiles) {
-        emu::launch(dim3(grid), LongThreads, GroupRanks / 16 * 4096, [&] { expandLong(&step, tiles, c.site, c.y, c.yStride); });
+    // What the adapters add, by plain loops, and the sums that it is added to.
+    float *added = room<float>((size_t)rows * c.yStride), *y = room<float>((size_t)rows * c.yStride), *squares = room<float>(rows * 3), *weight = room<float>(c.columns), *bias = room<float>(c.columns);
+    for (int r = 0; r < rows; r++) {
+        for (int t = 0; t < 3; t++) squares[r * 3 + t] = 1 + rnd();
+        for (int n = 0; n < c.columns; n++) y[(size_t)r * c.yStride + n] = rnd();
+        for (int p = 0; p < c.parts; p++) {
+            const auto m = c.moduleOf(r, p);
+            const auto values = m ? addedOf(*m, c.z(r, p)) : std::vector<double>(outputs[p], 0.0);
+            for (int n = 0; n < outputs[p]; n++) added[(size_t)r * c.yStride + partBegin(c.site, p) + n] = values[n];
+        }
+    }
+    for (int n = 0; n < c.columns; n++) { weight[n] = 1 + rnd() / 2; bias[n] = rnd(); }
+    Sums whole = {y, 0, nullptr, bias, added, squares, c.yStride, 300, 1e-5f, c.yStride}, sums = whole;
+    sums.extra = room<float>((size_t)rows * c.yStride);
+    for (int r = 0; r < rows; r++)
+        if (oneByOne[r]) memcpy(sums.extra + (size_t)r * c.yStride, added + (size_t)r * c.yStride, c.yStride * 4);
+
+    // Each way of finishing, beside the kernel that finds all of it in memory.
+    Finish f = {};
+    f.xStride = f.outStride = c.yStride;
+    f.weight = weight;
+    const int one = outputs[0];
+    const int dim = c.parts == 3 && outputs[1] == outputs[2] && one % outputs[1] % 4 == 0 ? outputs[1] / (outputs[1] % 64 == 0 ? 2 : 1) : 0;
+    f.kind = dim ? Rope : c.parts == 2 && one == outputs[1] ? SwiGlu : c.parts == 1 ? Residual : Plain;
+    f.columns = f.kind == SwiGlu ? one : c.columns;
+    const int dimStride = (dim + 15) / 16 * 16, kvHeads = dim ? outputs[1] / dim : 0, tilesOfX = (c.columns + 127) / 128;
+    std::vector<int> slots;
+    std::vector<F32x2> turns;
+    for (int r = 0; r < rows; r++) slots.push_back((r * 7 + 3) % rows);
+    for (int i = 0; i < rows * (dim / 2); i++) turns.push_back({cosf(i), sinf(i)});
+    if (dim) { f.heads = one / dim; f.slots = slots.data(); f.turns = turns.data(); f.cache = {nullptr, nullptr, rows, kvHeads, dim, dimStride}; }
+    struct Results { float *x, *squares; u16 *out, *keys, *values; };
+    const size_t outs = (size_t)rows * std::max(c.yStride, (f.heads + 1) * dimStride), cached = (size_t)rows * kvHeads * dimStride;
+    const auto fresh = [&] {
+        Results to = {room<float>((size_t)rows * c.yStride), room<float>((size_t)rows * tilesOfX), room<u16>(outs), room<u16>(cached), room<u16>(cached)};
+        for (size_t i = 0; i < (size_t)rows * c.yStride; i++) to.x[i] = i % 7 - 3.f;
+        f.x = to.x; f.squares = to.squares; f.out = to.out; f.cache.keys = to.keys; f.cache.values = to.values;
+        return to;
     };
-    expand(blocks, step, tiles.data());
-    c.expectY("expandLong", std::vector<bool>(rows, true));
-    std::vector<char> z((char*)c.site.whole, (char*)c.site.whole + zBytes), y((char*)c.y, (char*)c.y + yBytes);
+    const auto finishTiles = [&](const std::vector<AdapterTile>& tiles) {
+        const int width = f.kind == Rope ? dim : TileColumns, halves = f.kind == SwiGlu ? 2 : 1;
+        emu::launch(dim3(tiles.size() * runsOf(f)), halves * 256, ZBytes + TileRows * 4 * ((halves * width + 31) / 32 * 32 + 16), [&] {
+            if (f.kind == Rope) adaptedRope(tiles.data(), c.adapterOf.data(), sums, f, c.site);
+            else if (f.kind == SwiGlu) adaptedSwiGlu(tiles.data(), c.adapterOf.data(), sums, f, c.site);
+            else if (f.kind == Residual) adaptedResidual(tiles.data(), c.adapterOf.data(), sums, f, c.site);
+            else adaptedPlain(tiles.data(), c.adapterOf.data(), sums, f, c.site);
+        });
+    };
+    const Results expected = fresh();
+    emu::launch(dim3((itemsOf(f, rows) + Warps - 1) / Warps), Warps * 32, 16, [&] {
+        if (f.kind == Rope) rope(&rows, c.adapterOf.data(), whole, f);
+        else if (f.kind == SwiGlu) swiGlu(&rows, c.adapterOf.data(), whole, f);
+        else if (f.kind == Residual) residual(&rows, c.adapterOf.data(), whole, f);
+        else plain(&rows, c.adapterOf.data(), whole, f);
+    });
+    const Results got = fresh();
+    finishTiles(tiles);
+    Worst full, rounded;
+    const auto compare = [&](size_t n, size_t each, auto got, auto expected, Worst& worst, auto rowAt) {
+        bool beyond = false;
+        for (size_t i = 0; i < n; i++) {
+            const int row = rowAt(i / each);
+            if (row == c.bad) continue;
+            const double a = sizeof *got == 2 ? fromBf16(got[i]) : got[i], b = sizeof *got == 2 ? fromBf16(expected[i]) : expected[i];
+            if (std::isnan(b)) beyond |= !std::isnan(a);
+            else worst.see(a, b);
+        }
+        expectBelow("written beyond what is finished", beyond, 0);
+    };
+    const auto asIs = [](int r) { return r; };
+    compare((size_t)rows * c.yStride, c.yStride, got.x, expected.x, full, asIs);
+    compare((size_t)rows * tilesOfX, tilesOfX, got.squares, expected.squares, full, asIs);
+    if (dim) compare((size_t)rows * f.heads * dimStride, f.heads * dimStride, got.out, expected.out, rounded, asIs);
+    else compare((size_t)rows * c.yStride, c.yStride, got.out, expected.out, rounded, asIs);
+    const auto bySlot = [&](int line) { return (int)(std::find(slots.begin(), slots.end(), line % rows) - slots.begin()); };          // one block of `rows` positions
+    compare(cached, std::max(dimStride, 1), got.keys, expected.keys, rounded, bySlot);
+    compare(cached, std::max(dimStride, 1), got.values, expected.values, rounded, bySlot);
+    expectBelow("tiles finished, fp32", full.relative(), 1e-5);
+    expectBelow("tiles finished, bf16", rounded.relative(), 8e-3);
+
+    // A row alone is the same to the bit.
+    const size_t zBytes = (size_t)c.parts * c.site.wholePart * 4;
+    std::vector<char> z((char*)c.site.whole, (char*)c.site.whole + zBytes);
     step.adapterTiles = 1;
+    const Results alone = fresh();
+    std::vector<AdapterTile> ones;
     for (int r = 0; r < rows; r += 7) {
-        const AdapterTile one = {r, 1, c.adapterOf[r], 0};
-        shrink(1, step, &one);
-        expand(3, step, &one);
+        ones.push_back({r, 1, oneByOne[r] ? OneByOne : c.adapterOf[r], 0});
+        shrink(1, step, &ones.back());
     }
     expectBelow("z alone", memcmp(z.data(), c.site.whole, zBytes) != 0, 0);
-    expectBelow("y alone", memcmp(y.data(), c.y, yBytes) != 0, 0);
+    finishTiles(ones);
+    const int width = dim ? f.heads * dimStride : c.yStride;
+    for (int r = 0; r < rows; r += 7) {
+        const size_t x = (size_t)r * c.yStride, out = (size_t)r * width, slot = (size_t)slots[r] * dimStride;
+        expectBelow("x alone", memcmp(got.x + x, alone.x + x, c.yStride * 4) != 0, 0);
+        expectBelow("out alone", memcmp(got.out + out, alone.out + out, width * 2) != 0, 0);
+        expectBelow("keys alone", memcmp(got.keys + slot, alone.keys + slot, dimStride * 2) != 0, 0);
+    }
 }
 
 int main() {
@@ -192,7 +281,13 @@ int main() {
                                                  {65, 520, {136, 33, 520}, 7},
                                                  {100, 72, {1400, 72, 36}, 3},
                                                  {40, 1792, {164, 3000, 31}, 6},
-                                                 {75, 200, {516, 96}, 1}})
+                                                 {75, 200, {516, 96}, 1},
+                                                 {70, 136, {200, 200}, 4},
+                                                 {40, 72, {131, 131}, 2},
+                                                 {90, 260, {256, 256}, 3},
+                                                 {66, 96, {60, 20, 20}, 2},
+                                                 {36, 64, {320, 160, 160}, 2},
+                                                 {67, 64, {320, 64, 64}, 2}})
         testLong(which++, rows, inputs, outputs, blocks);
     return finished();
 }

@@ -212,6 +212,32 @@ public abstract unsafe class BackendTests : IDisposable
         foreach (var adapter in loaded) adapter.Dispose();
     }
 
+    [Theory]
+    [InlineData(9)]
+    [InlineData(200)]
+    public void Two_linears_under_adapters_may_both_wait_for_their_readers(int rows)
+    {
+        var (inputs, outputs) = (72, 90);
+        LoraSite First = new(0, (Projection.Query, 0)), Second = new(0, (Projection.Down, 0));
+        using var adapter = Backend.LoadAdapter(new LoraModules(1)
+        {
+            [0, Projection.Query] = Adapter(inputs, outputs, (14, 2, 4, 4))[0, Projection.Query],
+            [0, Projection.Down] = Adapter(inputs, outputs, (8, 0, 1, 1))[0, Projection.Query],
+        });
+        AdapterSegment[] segments = [new(0, rows - 3, adapter), new(rows - 3, 1, null), new(rows - 2, 2, adapter)];
+        var (x, v, w) = (Values(rows, inputs), Host(outputs, inputs, "BF16"), Host(outputs, inputs, "BF16"));
+        var (one, two) = (Linear(x, [v], site: First, segments: segments), Linear(x, [w], site: Second, segments: segments));
+
+        Backend.Begin(BatchOf([.. Enumerable.Range(0, rows)], segments: segments));
+        using var first = Backend.Upload(v);
+        using var second = Backend.Upload(w);
+        var (from, y, z) = (Put(x, Precision.Operand), Backend.Scratch(rows, outputs), Backend.Scratch(rows, outputs));
+        Backend.Linear(from, first, null, First, y);
+        Backend.Linear(from, second, null, Second, z);
+        AssertSameRows(one, Get(y));
+        AssertSameRows(two, Get(z));
+    }
+
     [Fact]
     public void An_adapters_NaN_stays_in_its_rows()
     {

@@ -20,7 +20,8 @@ internal sealed unsafe class CudaBackend : IBackend
     /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
     private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, ShrinkColumns = 1024;
 
-    private const int ExpandThreads = 128, ExpandBlocks = 4, ExpandShared = 32768;
+    /// <summary>Of what adapters add to a tile: room for z, and of the tile.</summary>
+    private const int TileZBytes = 16384, TileLineBytes = StepArrays.AdapterTileRows * sizeof(float);
 
     private const int MostParts = 16, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
@@ -42,6 +43,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private CudaAdapters? adapters;
     private StepArrays? arrays;
     private readonly List<PendingLinear> chain = [];
+    private CudaScratch? lacking;                   // whose adapters' part is in the z of many rows
     private (CudaKvCache? Of, int Rows, ulong At) turns;
     private (ulong At, long Bytes) splits;
     private ulong rules, pieces, pieceCounters, counters;
@@ -169,10 +171,10 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         var (free, total) = device.Memory();
         var rows = Math.Max(wanted.StepRows, FewRows);
-        // What a step takes, at most: every linear's output and input once, in few rows and parts or many rows whole.
+        // What a step takes, at most: every linear's output and input once, in few rows and parts or many rows whole with what adapters add to them.
         var distinct = uploaded.GroupBy(m => m).Where(same => same.Count() >= shape.Layers && same.Key.Rows > 1).Select(same => same.Key).ToArray();
         var vocabulary = uploaded.Except(distinct).Select(m => m.Rows).DefaultIfEmpty(0).Max();
-        var perRow = distinct.Sum(m => (4L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
+        var perRow = distinct.Sum(m => (8L * m.Rows) + (2L * m.Cols)) + (24L * (uploaded.Count == 0 ? 0 : uploaded.Min(m => m.Cols)));
         var logits = (long)Math.Min(maxSequences, rows) * vocabulary * 4;
         var workspace = (rows * perRow) + (FewRows * 4L * distinct.Sum(m => 6L * m.Rows)) + (4 * logits) + (32 << 20);
         // The sums of a long segment's adapter, of the widest input or of three projections of another; a segment of 17 rows takes a tile of 64.
@@ -344,6 +346,7 @@ internal sealed unsafe class CudaBackend : IBackend
     {
         arena.Reset();
         chain.Clear();
+        lacking = null;
         turns = default;
         splits = default;
         countersUsed = 0;
@@ -421,11 +424,20 @@ internal sealed unsafe class CudaBackend : IBackend
         }
         var sums = of is null ? default : SumsOf(of);
         var (count, adapterOf) = (RowsOf(rows), arrays!.AdapterOfAt);
+        // As runsOf in finish.cuh.
+        var runs = finish.Kind == FinishKind.Rope ? finish.Heads + (2 * finish.Cache.KvHeads) : CudaScratch.TilesOf(finish.Columns);
+        if (of?.Site is { Parts: > 0 } site)
+        {
+            var tiles = arrays.AdapterTilesAt;
+            var (width, halves) = (finish.Kind == FinishKind.Rope ? finish.Cache.HeadDim : RunColumns, finish.Kind == FinishKind.SwiGlu ? 2 : 1);
+            var shared = TileZBytes + (TileLineBytes * (((halves * width) + 31) / 32 * 32 + 16));
+            var adapted = stackalloc void*[] { &tiles, &adapterOf, &sums, &finish, &site };
+            Launch(kernels.Get($"adapted{finish.Kind}", shared), arrays.Last.AdapterTiles * runs, 1, 256 * halves, shared, adapted);
+            return;
+        }
         var arguments = stackalloc void*[] { &count, &adapterOf, &sums, &finish };
-        var name = finish.Kind switch { FinishKind.Residual => "residual", FinishKind.Rope => "rope", FinishKind.SwiGlu => "swiGlu", _ => "finish" };
-        // As itemsOf in finish.cuh.
-        var items = (finish.Kind == FinishKind.Rope ? finish.Heads + (2 * finish.Cache.KvHeads) : CudaScratch.TilesOf(finish.Columns)) * ((rows.Rows + 1) / 2);
-        Launch(kernels.Get(name), (items + 7) / 8, 1, 256, 0, arguments);
+        var name = finish.Kind switch { FinishKind.Residual => "residual", FinishKind.Rope => "rope", FinishKind.SwiGlu => "swiGlu", _ => "plain" };
+        Launch(kernels.Get(name), ((runs * ((rows.Rows + 1) / 2)) + 7) / 8, 1, 256, 0, arguments);
     }
 
     /// <summary>What a linear left in <paramref name="y"/>, or y itself.</summary>
@@ -447,14 +459,23 @@ internal sealed unsafe class CudaBackend : IBackend
         var (from, w, to) = ((CudaScratch)x, (CudaWeights)weight, (CudaScratch)y);
         if (from.Precision != Precision.Operand) throw new ArgumentException("A Linear multiplies operands.");
         var where = SiteOf(site, to.Cols);
-        var sums = new Sums { Stride = to.Stride, Part = (long)to.Rows * to.Stride, Inputs = from.Cols, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
+        var sums = new Sums { Stride = to.Stride, ExtraStride = to.Stride, Part = (long)to.Rows * to.Stride, Inputs = from.Cols, Bias = bias is null ? 0 : ((CudaWeights)bias).Vector };
         if (from.Norm is { } norm) (sums.Squares, sums.Epsilon) = (from.Squares, norm.Epsilon);
+        var whole = default(Site);
         if (to.Rows > FewRows)
         {
-            sums.Y = to.TakeSums(1);
-            if (where.Parts > 0) Adapt(from, where, sums.Y, to.Stride);
+            var shorts = where.Parts > 0 && arrays!.Last.ShortRows > 0;
+            sums.Y = to.TakeSums(shorts ? 2 : 1);
+            if (shorts) sums.Extra = sums.Y + (ulong)(sums.Part * sizeof(float));
+            if (where.Parts > 0)
+            {
+                if (lacking is { Site.Parts: > 0 } other && other != to) Settle(other);
+                lacking = to;
+                Adapt(from, where, sums.Extra, to.Stride);
+            }
             Flush();
-            matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, to.Rows, w.Rows, w.Cols, add: where.Parts > 0, device.Stream);
+            matrices.Multiply(from.Pointer, from.Stride, w.Matrix, w.Stride, sums.Y, to.Stride, to.Rows, w.Rows, w.Cols, device.Stream);
+            whole = where;
         }
         else
         {
@@ -475,7 +496,7 @@ internal sealed unsafe class CudaBackend : IBackend
                 Site = where,
             }, w, from);
         }
-        (to.Norm, to.Sums) = (null, sums);
+        (to.Norm, to.Sums, to.Site) = (null, sums, whole);
     }
 
     /// <summary>Puts a linear and what becomes of it behind those that wait, and launches them where no more fit.</summary>
@@ -546,7 +567,7 @@ internal sealed unsafe class CudaBackend : IBackend
         Launch(kernels.Get($"chain_{tiles}", shared), device.Multiprocessors, 1, device.IsHopper ? 640 : 512, shared, arguments);
     }
 
-    /// <summary>What adapters add to many rows, to <paramref name="y"/>, ahead of the product.</summary>
+    /// <summary>z of many rows, ahead of the product; and what adapters add to the short ones among them, to <paramref name="y"/>.</summary>
     private void Adapt(CudaScratch x, Site site, ulong y, int yStride)
     {
         var (step, shortAdapters, shortRows, tiles, pointer, stride) = (arrays!.Header, arrays.ShortAdaptersAt, arrays.ShortRowsAt, arrays.AdapterTilesAt, x.Pointer, x.Stride);
@@ -566,8 +587,6 @@ internal sealed unsafe class CudaBackend : IBackend
             var partial = splits.At;
             var arguments = stackalloc void*[] { &step, &tiles, &pointer, &stride, &inputs, &site, &partial, &partialStride, &arrived };
             Launch(kernels.Get("shrinkLong", 65536), Math.Min(arrays.Last.AdapterTiles * pieces, 3 * device.Multiprocessors), 1, 128, 65536, arguments);
-            var expand = stackalloc void*[] { &step, &tiles, &site, &y, &yStride };
-            Launch(kernels.Get("expandLong", ExpandShared), ExpandBlocks * device.Multiprocessors, 1, ExpandThreads, ExpandShared, expand);
         }
     }
 
@@ -726,8 +745,7 @@ internal sealed unsafe class CudaBackend : IBackend
             TakeNormed(from, norm, RowsOf(from), 0, from.Rows, values);
             from = values;
         }
-        else if (from.Sums.Y != 0)
-            FinishSums(from, from, new Finish { Kind = FinishKind.Plain, Columns = from.Cols, X = from.Pointer, XStride = from.Stride });
+        else Settle(from);
         Flush();
         var (pointer, full) = (from.Pointer, from.Precision == Precision.Full);
         var bytes = (long)rows * from.Stride * (full ? 4 : 2);
@@ -743,6 +761,14 @@ internal sealed unsafe class CudaBackend : IBackend
                     host[(r * from.Cols) + c] = full ? ((float*)to)[i] : BitConverter.UInt32BitsToSingle((uint)((ushort*)to)[i] << 16);
                 }
         }
+    }
+
+    /// <summary>Makes what a linear left the tensor's values.</summary>
+    private void Settle(CudaScratch x)
+    {
+        if (x.Sums.Y == 0) return;
+        FinishSums(x, x, new Finish { Kind = FinishKind.Plain, Columns = x.Cols, X = x.Pointer, XStride = x.Stride });
+        (x.Sums, x.Site) = (default, default);
     }
 
     private void Launch(nint kernel, int x, int y, int threads, int shared, void** arguments)
@@ -852,7 +878,7 @@ internal sealed unsafe class CudaBackend : IBackend
             Send(x, (byte*)from, 2L * size * size);
             Send(w, (byte*)from, 2L * size * size);
         }
-        var milliseconds = Time(() => matrices.Multiply(x, size, w, size, y, size, size, size, size, add: false, device.Stream));
+        var milliseconds = Time(() => matrices.Multiply(x, size, w, size, y, size, size, size, size, device.Stream));
         foreach (var pointer in (ulong[])[x, w, y]) device.Free(pointer);
         return 2e3 * size * size * size / milliseconds;
     }

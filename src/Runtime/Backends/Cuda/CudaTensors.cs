@@ -55,12 +55,15 @@ internal sealed class CudaScratch(CudaArena arena, int rows, int cols, Precision
     /// <summary>Where to write: what was here before counts no more.</summary>
     public ulong Written()
     {
-        (Sums, Pending, Norm) = (default, null, null);
+        (Sums, Site, Pending, Norm) = (default, default, null, null);
         return Pointer;
     }
 
     /// <summary>What a linear has left here, if one has, or will once <see cref="Pending"/> has run.</summary>
     public Sums Sums { get; set; }
+
+    /// <summary>Whose adapters' part the sums of many rows still lack; what they make of it is in <see cref="Backends.Cuda.Site.Whole"/> until the next linear's.</summary>
+    public Site Site { get; set; }
 
     /// <summary>The linear that makes this and waits for its reader, so that both become one.</summary>
     public PendingLinear? Pending { get; set; }
@@ -201,6 +204,7 @@ internal struct Sums
     public ulong Parts, Bias, Extra, Squares;
     public int Stride, Inputs;
     public float Epsilon;
+    public int ExtraStride, FirstRow, FirstColumn, SecondColumn;
     private readonly int reserved;
 }
 
@@ -266,7 +270,7 @@ internal struct Op
     public Finish Finish;
 }
 
-[StructLayout(LayoutKind.Sequential, Size = 2368)]
+[StructLayout(LayoutKind.Sequential, Size = 2432)]
 internal struct Chain
 {
     public const int Most = 4;

@@ -14,13 +14,13 @@ internal sealed unsafe class KernelLibrary : IDisposable
     private static readonly (string Name, string[] Parts, string[] Kernels)[] Files =
     [
         ("chain", ["common.cuh", "lora.cuh", "finish.cuh", "chain.cu"], ["chain_"]),
-        ("finish", ["common.cuh", "finish.cuh", "finish.cu"], ["residual", "rope", "swiGlu", "finish", "takeNormed", "turnsOf"]),
+        ("finish", ["common.cuh", "finish.cuh", "finish.cu"], ["residual", "rope", "swiGlu", "plain", "takeNormed", "turnsOf"]),
         ("attend_any", ["common.cuh", "attend.cuh", "attend_any.cu"], ["attendAny"]),
         ("attend_decode", ["common.cuh", "attend.cuh", "attend_decode.cu"], ["attendDecode"]),
         ("attend_prefill", ["common.cuh", "attend.cuh", "attend_prefill.cu"], ["attendPrefill"]),
         ("draw", ["common.cuh", "draw.cu"], ["draw"]),
         ("embed", ["common.cuh", "embed.cu"], ["embed", "takeRows"]),
-        ("lora_prefill", ["common.cuh", "lora.cuh", "lora_prefill.cu"], ["shrinkLong", "expandLong", "adaptShort"]),
+        ("lora_prefill", ["common.cuh", "lora.cuh", "finish.cuh", "lora_prefill.cu"], ["shrinkLong", "adapt"]),
     ];
 
     private readonly CudaDevice device;

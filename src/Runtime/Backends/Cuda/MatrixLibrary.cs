@@ -27,14 +27,14 @@ internal sealed unsafe partial class MatrixLibrary : IDisposable
         Check(cublasLtMatmulPreferenceSetAttribute(preference, MaxWorkspace, &most, sizeof(ulong)), nameof(cublasLtMatmulPreferenceSetAttribute));
     }
 
-    /// <summary>y (rows, outputs) = x (rows, inputs) · w (outputs, inputs)ᵀ, added to what is there where <paramref name="add"/> says so; strides in elements.</summary>
-    public void Multiply(ulong x, int xStride, ulong w, int wStride, ulong y, int yStride, int rows, int outputs, int inputs, bool add, nint stream)
+    /// <summary>y (rows, outputs) = x (rows, inputs) · w (outputs, inputs)ᵀ; strides in elements.</summary>
+    public void Multiply(ulong x, int xStride, ulong w, int wStride, ulong y, int yStride, int rows, int outputs, int inputs, nint stream)
     {
         // The library counts columns first: yᵀ = w'ᵀ · x' where w' and x' are our rows read as columns.
         Check(cublasLtMatrixLayoutCreate(out var a, Real16B, (ulong)inputs, (ulong)outputs, wStride), nameof(cublasLtMatrixLayoutCreate));
         Check(cublasLtMatrixLayoutCreate(out var b, Real16B, (ulong)inputs, (ulong)rows, xStride), nameof(cublasLtMatrixLayoutCreate));
         Check(cublasLtMatrixLayoutCreate(out var d, Real32, (ulong)outputs, (ulong)rows, yStride), nameof(cublasLtMatrixLayoutCreate));
-        float one = 1, beta = add ? 1 : 0;
+        float one = 1, zero = 0;
         var bucket = (int)System.Numerics.BitOperations.RoundUpToPowerOf2((uint)rows);
         if (!algorithms.TryGetValue((outputs, inputs, bucket), out var algorithm))
         {
@@ -45,7 +45,7 @@ internal sealed unsafe partial class MatrixLibrary : IDisposable
             _ = cublasLtMatrixLayoutDestroy(most);
             _ = cublasLtMatrixLayoutDestroy(all);
         }
-        Check(cublasLtMatmul(handle, description, &one, w, a, x, b, &beta, y, d, y, d, &algorithm, workspace, (nuint)WorkspaceBytes, stream), nameof(cublasLtMatmul));
+        Check(cublasLtMatmul(handle, description, &one, w, a, x, b, &zero, y, d, y, d, &algorithm, workspace, (nuint)WorkspaceBytes, stream), nameof(cublasLtMatmul));
         _ = cublasLtMatrixLayoutDestroy(a);
         _ = cublasLtMatrixLayoutDestroy(b);
         _ = cublasLtMatrixLayoutDestroy(d);

@@ -20,6 +20,9 @@ internal sealed unsafe class StepArrays : IDisposable
     /// <summary>Rows of a segment whose adapter is worked on row by row, at most; longer ones are cut into tiles.</summary>
     public const int ShortRows = 16;
 
+    /// <summary>A tile's adapter: its rows are worked on one by one.</summary>
+    private const int OneByOne = -2;
+
     private const int Buffers = 3;
     private readonly CudaDevice device;
     private readonly int rows, blockCapacity;
@@ -122,7 +125,10 @@ internal sealed unsafe class StepArrays : IDisposable
         if (blocks > 0) Driver.Check(Driver.cuMemcpyHtoDAsync_v2(BlockTableAt, host + blockTable, (nuint)(blocks * 4), device.Stream), "sending a step's blocks");
     }
 
-    /// <summary>A segment's rows are short rows or in tiles, those of the base model too: where any row is adapted, a kernel has all of them in hand.</summary>
+    /// <summary>
+    /// Where any row is adapted, all are in tiles, those of the base model too, for what finishes sums goes by tiles. Rows of short segments are
+    /// listed besides, and their neighbours share a tile; where all are short, there are no tiles.
+    /// </summary>
     private void PackAdapters(Batch batch, byte* host, Counts* step, bool allShort)
     {
         var of = new Span<int>(host + adapterOf, batch.Rows);
@@ -143,6 +149,9 @@ internal sealed unsafe class StepArrays : IDisposable
                     shortOn[step->ShortRows] = index;
                     shorts[step->ShortRows++] = first + r;
                 }
+                var before = step->AdapterTiles > 0 ? longs + step->AdapterTiles - 1 : null;
+                if (before != null && before->Adapter == OneByOne && before->FirstRow + before->Rows == first && before->Rows + count <= AdapterTileRows) before->Rows += count;
+                else if (!allShort) longs[step->AdapterTiles++] = new AdapterTile { FirstRow = first, Rows = count, Adapter = OneByOne };
                 for (var kind = 0; kind < 4 && adapter is not null; kind++) step->Slices[kind] = Math.Max(step->Slices[kind], adapter.Slices(kind));
             }
             else

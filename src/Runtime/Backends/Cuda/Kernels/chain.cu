@@ -114,8 +114,9 @@ DEVICE void finishOp(const Chain& chain, int index, Desk& desk) {
     for (;;) {
         int n = 0;
         if (lane == 0) n = atomicAdd(desk.next + index, 1);
-        const int item = __shfl_sync(0xFFFFFFFFu, n, 0) * gridDim.x + blockIdx.x;
-        if (item >= items) break;
+        n = __shfl_sync(0xFFFFFFFFu, n, 0) * gridDim.x + blockIdx.x;
+        if (n >= items) break;
+        const Item item = itemAt(rows, n);
         if (!expanded) {
             if (lane == 0) awaitCount(op.counters + CounterStride, gridDim.x);
             __syncwarp();
@@ -184,7 +185,7 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
             awaitInput(chain, i, Crew);
         };
         if (op.site.parts > 0) {
-            adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.stride, false, Crew, op.counters, room, ahead, [&] { startAhead(i); }, whenReady);
+            adaptRows(shortsOf(op), op.site, op.x, op.xStride, op.sums.extra, op.sums.extraStride, Crew, op.counters, room, ahead, [&] { startAhead(i); }, whenReady);
             announce(Crew, op.counters + CounterStride);
         } else whenReady();
         if (op.site.kind >= GateUp) prepare(i + 1);

@@ -81,6 +81,17 @@ DEVICE F32x4 loadFresh4(const float* p) {
     asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
     return v;
 }
+// The same where it may be shared memory as well.
+DEVICE float loadFreshAnywhere(const float* p) {
+    float v;
+    asm volatile("ld.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+DEVICE F32x4 loadFreshAnywhere4(const float* p) {
+    F32x4 v;
+    asm volatile("ld.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
 DEVICE U32x4 loadFresh4(const u16* p) {
     U32x4 v;
     asm volatile("ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p) : "memory");

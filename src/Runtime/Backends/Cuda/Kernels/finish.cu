@@ -1,5 +1,5 @@
 // The finishing of sums (finish.cuh) as kernels of their own, a warp an item: for steps of many rows, whose products another library makes, and for
-// norms and readers that follow no product.
+// norms and readers that follow no product. Where many rows are adapted, lora_prefill.cu finishes them.
 
 static const int Warps = 8;
 
@@ -8,22 +8,22 @@ static const int Warps = 8;
         __shared__ float factors[Warps][2]; \
         letNextStart(); \
         awaitPrevious(); \
-        const int item = blockIdx.x * Warps + threadIdx.x / 32; \
-        if (item >= itemsOf(finish, *rows)) return; \
-        const int first = firstRowOf(*rows, item); \
+        const int n = blockIdx.x * Warps + threadIdx.x / 32; \
+        if (n >= itemsOf(finish, *rows)) return; \
+        const Item item = itemAt(*rows, n); \
         float* mine = factors[threadIdx.x / 32]; \
         if (sums.squares) \
             for (int r = 0; r < 2; r++) { \
-                const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, min(first + r, *rows - 1)); \
+                const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, min(item.first + r, *rows - 1)); \
                 if (threadIdx.x % 32 == 0) mine[r] = factor; \
             } \
         __syncwarp(); \
-        ITEM(finish, sums, adapterOf, *rows, item, 0, mine - first); \
+        ITEM(finish, sums, adapterOf, *rows, item, 0, mine - item.first); \
     }
 FINISH(residual, finishResidual)
 FINISH(rope, finishRope)
 FINISH(swiGlu, finishSwiGlu)
-FINISH(finish, finishPlain)
+FINISH(plain, finishPlain)
 
 // y[i] = x[r] / sqrt(mean(x[r]²) + ε) · weight, r = chosen[i], or i where `chosen` is null. `squares` as the residual has left them. A block a row.
 extern "C" __global__ __launch_bounds__(Warps * 32) void takeNormed(const int* count, const int* chosen, const float* x, int xStride, const float* squares, const float* weight, float epsilon, int columns,

@@ -11,10 +11,11 @@ struct Sums {
     long long part;             // elements between parts
     const unsigned char* parts; // of each tile of 128 columns; null: 1
     const float* bias;          // or null
-    float* extra;               // [row][stride]: what adapters add to their rows; null: nothing
+    float* extra;               // [row][extraStride]: what adapters add to their rows; null: nothing
     const float* squares;       // [row][tile of the linear's inputs]; null: factor is 1
     int stride, inputs;
     float epsilon;
+    int extraStride, firstRow, firstColumn, secondColumn;   // where `extra` begins; the last for the second half of SwiGLU's columns
     int reserved;
 };
 
@@ -64,17 +65,26 @@ DEVICE float factorOf(const float* squares, int columns, float epsilon, int row)
 // `factors`: of all rows, where there is a norm.
 DEVICE float factorOf(const Sums& s, const float* factors, int row) { return s.squares ? factors[row] : 1.f; }
 
+DEVICE const float* extraAt(const Sums& s, int row, int column) { return s.extra + (long long)(row - s.firstRow) * s.extraStride + column - s.firstColumn; }
+
 DEVICE float summed(const Sums& s, int row, int column, float factor, bool adapted) {
     const int parts = partsAt(s, column);
     const float* y = s.y + (long long)row * s.stride + column;
     float w[4];
 #pragma unroll
     for (int p = 0; p < 4; p++) w[p] = p < parts ? loadFresh(y + p * s.part) : 0.f;     // on their way together
-    const float more = adapted ? loadFresh(s.extra + (long long)row * s.stride + column) : 0.f;
+    const float more = adapted ? loadFreshAnywhere(extraAt(s, row, column)) : 0.f;
     float sum = ((w[0] + w[1]) + w[2]) + w[3];
 #pragma unroll 1
     for (int p = 4; p < parts; p++) sum += loadFresh(y + p * s.part);
     return (sum + more) * factor + (s.bias ? s.bias[column] : 0.f);
+}
+
+// What a warp does at a time: a run of columns, 128 of them or a head, of two rows.
+struct Item { int run, first; };
+DEVICE Item itemAt(int rows, u32 n) {
+    const u32 twos = (rows + 1) / 2, run = n / twos;
+    return {(int)run, (int)(n - run * twos) * 2};
 }
 
 // Two neighbouring rows, the first once more where there is no second.
@@ -115,7 +125,7 @@ DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int colum
             const float* y = s.y + (long long)rows.row[i] * s.stride + column;
 #pragma unroll
             for (int p = 0; p < PARTS; p++) w[i][p] = p < parts ? loadFresh4(y + p * s.part) : F32x4{0, 0, 0, 0};
-            more[i] = rows.adapted[i] ? loadFresh4(s.extra + (long long)rows.row[i] * s.stride + column) : F32x4{0, 0, 0, 0};
+            more[i] = rows.adapted[i] ? loadFreshAnywhere4(extraAt(s, rows.row[i], column)) : F32x4{0, 0, 0, 0};
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -153,10 +163,9 @@ DEVICE void put4(u16* to, const float (&v)[4], int count) {
 }
 
 // x += y where there is one, x·weight and the tile's squares: two rows, 128 columns.
-DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
-    const u32 twos = (rows + 1) / 2, tile = item / twos;
-    const int lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, (item - tile * twos) * 2);
+DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
+    const int tile = item.run, lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
+    Pair pair = pairOf(s, adapterOf, rows, item.first);
     float v[2][4] = {}, x[2][4] = {}, weight[4] = {};
     if (count == 4) {
         const F32x4 w = *(const F32x4*)(f.weight + column);
@@ -232,12 +241,11 @@ DEVICE void ropeByColumn(const Finish& f, const Sums& s, int row, int head, int 
 
 // A head of q, k or v of two rows: normalised where weights are given, q and k rotated by the position. A lane takes four columns, and gets from another
 // those half a head away.
-DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
-    const u32 twos = (rows + 1) / 2;
-    const int head = item / twos, lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2, d = lane * 4;
+DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
+    const int head = item.run, lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2, d = lane * 4;
     const int part = head < f.heads ? 0 : head < f.heads + f.cache.kvHeads ? 1 : 2;
     const float* norm = part == 0 ? f.queryNorm : part == 1 ? f.keyNorm : 0;
-    Pair pair = pairOf(s, adapterOf, rows, (item - head * twos) * 2);
+    Pair pair = pairOf(s, adapterOf, rows, item.first);
 #pragma unroll
     for (int r = 0; r < 2; r++) pair.factor[r] = factorOf(s, factors, pair.row[r]);
     if (dim > 128 || half % 4 != 0) {
@@ -281,17 +289,18 @@ DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int
 DEVICE float swish(float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; }
 
 // silu(gate)·up, gate the first `columns` of the sums: two rows, 128 columns.
-DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
-    const u32 twos = (rows + 1) / 2, run = item / twos;
-    const int column = run * TileColumns + threadIdx.x % 32 * 4, end = min(f.columns, (int)(run + 1) * TileColumns), count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, (item - run * twos) * 2);
+DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
+    const int begin = item.run * TileColumns, end = min(f.columns, begin + TileColumns), column = begin + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
+    Pair pair = pairOf(s, adapterOf, rows, item.first);
 #pragma unroll
     for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
-    awaitColumns(s, tiles, run * TileColumns, end, f.columns + run * TileColumns);
+    awaitColumns(s, tiles, begin, end, f.columns + begin);
     if (count <= 0) return;
     float gate[2][4], up[2][4];
     summed4<2>(gate, s, pair, column, count);
-    summed4<2>(up, s, pair, f.columns + column, count);
+    Sums second = s;
+    second.firstColumn = s.secondColumn;
+    summed4<2>(up, second, pair, f.columns + column, count);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (i >= pair.count) break;
@@ -302,10 +311,9 @@ DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, i
 }
 
 // y itself, for whoever wants to see it: two rows, 128 columns.
-DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, int item, const u32* tiles, const float* factors) {
-    const u32 twos = (rows + 1) / 2, tile = item / twos;
-    const int column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
-    Pair pair = pairOf(s, adapterOf, rows, (item - tile * twos) * 2);
+DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
+    const int tile = item.run, column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
+    Pair pair = pairOf(s, adapterOf, rows, item.first);
     for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
     awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
     if (count <= 0) return;
@@ -315,13 +323,5 @@ DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, in
     if (pair.count > 1) put4(f.x + (long long)pair.row[1] * f.xStride + column, v[1], count);
 }
 
-// The first of an item's two rows.
-DEVICE int firstRowOf(int rows, int item) { return (u32)item % (u32)((rows + 1) / 2) * 2; }
-DEVICE int itemsOf(const Finish& f, int rows) {
-    const int runs = (f.columns + TileColumns - 1) / TileColumns, twos = (rows + 1) / 2;
-    switch (f.kind) {
-        case Nothing: return 0;
-        case Rope: return (f.heads + 2 * f.cache.kvHeads) * twos;
-        default: return runs * twos;
-    }
-}
+DEVICE int runsOf(const Finish& f) { return f.kind == Rope ? f.heads + 2 * f.cache.kvHeads : (f.columns + TileColumns - 1) / TileColumns; }
+DEVICE int itemsOf(const Finish& f, int rows) { return f.kind == Nothing ? 0 : runsOf(f) * ((rows + 1) / 2); }

@@ -211,8 +211,8 @@ DEVICE Walk walkOf(const ShortRows& shorts, const Site& site, int warp, int warp
     return walk;
 }
 
-// What a row's part gets where it is not adapted: zeros, if y is given.
-struct Blank { float* y; int stride; bool baseRows; };
+// What an adapted row's part gets where its adapter leaves it alone: zeros, if y is given.
+struct Blank { float* y; int stride; };
 
 // The next run's first piece, where there is nothing left of this one, and its linear. Rows and parts that are not adapted have none.
 DEVICE void open(Walk& walk, const ShortRows& shorts, const Site& site, Lora& m, const Blank& blank) {
@@ -235,7 +235,7 @@ DEVICE void open(Walk& walk, const ShortRows& shorts, const Site& site, Lora& m,
             walk.tile = first - walk.chunk * tiles;
             walk.chunk *= 4;
             walk.group = 0;
-        } else if (blank.y && (adapter >= 0 || blank.baseRows)) {
+        } else if (blank.y && adapter >= 0) {
             const int begin = partBegin(site, walk.part), columns = partEnd(site, walk.part) - begin;
             float* to = blank.y + (long long)shorts.row(walk.i) * blank.stride + begin;
             for (int c = run * RunColumns + threadIdx.x % 32; c < min(columns, (run + count) * RunColumns); c += 32) to[c] = 0.f;
@@ -306,16 +306,16 @@ DEVICE void takeZ(const Site& site, const Lora& m, int part, int shortRow, float
 }
 
 // What adapters add to all short rows, to y, by one party of every block; all blocks are resident, for they wait for each other's z. Of a base row
-// nothing is written, unless `baseRows`. `shrunk` is 0 before; startAhead starts `ahead`, unless it has been started before; whenReady waits for x.
+// nothing is written. `shrunk` is 0 before; startAhead starts `ahead`, unless it has been started before; whenReady waits for x.
 template <class Start, class Ready>
-DEVICE void adaptRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, float* y, int stride, bool baseRows, Party party, u32* shrunk, Room& room, Walk& ahead, const Start& startAhead, const Ready& whenReady) {
+DEVICE void adaptRows(const ShortRows& shorts, const Site& site, const u16* x, int xStride, float* y, int stride, Party party, u32* shrunk, Room& room, Walk& ahead, const Start& startAhead, const Ready& whenReady) {
     const int warp = threadIdx.x % party.threads / 32, warps = party.threads / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     shrinkRows(shorts, site, x, xStride, warp, warps, room, whenReady);
     whenReady();
     startAhead();
     announce(party, shrunk);
 
-    const Blank blank = {y, stride, baseRows};
+    const Blank blank = {y, stride};
     Walk now = walkOf(shorts, site, warp, warps);
     const Lora& m = room.now;
     open(now, shorts, site, room.now, blank);

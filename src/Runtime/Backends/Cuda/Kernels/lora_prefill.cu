@@ -1,5 +1,5 @@
-// The adapters of prompts. Long segments come in tiles of up to 64 rows of one adapter: shrinkLong makes their z, expandLong what it adds to y.
-// adaptShort does both for the rows that are worked on one by one.
+// The adapters of prompts. Long segments come in tiles of up to 64 rows of one adapter: shrinkLong makes their z, and whoever finishes y adds what
+// comes of it. adaptShort does both for the rows that are worked on one by one.
 //
 // z = A·x beside the product that reads the same x: tensor cores with rows of x as rows and ranks as columns.
 // Ranks are few, so the work is to read x once for all parts of a site. A column of z meets, at each chunk of x, another row of the compact A
@@ -7,7 +7,7 @@
 // A short prompt gives few tiles of 64 rows, so 1024 columns of x are dealt out at a time; the block that comes last to a tile adds the sums of
 // them all, from left to right. The order of sums thus depends on the columns alone, not on rows, tiles or blocks.
 //
-// Needs lora.cuh.
+// Needs lora.cuh and finish.cuh.
 
 static const int LongThreads = 128;                         // a warp takes 16 rows and all ranks of a pass
 static const int TileRows = 64, PassRanks = 64;             // ranks of all parts, counted through
@@ -16,7 +16,7 @@ static const int SplitColumns = 1024;
 static const int LongStageBytes = (TileRows + PassRanks) * StageColumns * 2;    // 64 KiB for all, so that three blocks share a multiprocessor
 static const int LongPieces = TileRows * 8 / LongThreads;   // of 16 bytes, of each factor, a thread and stage
 
-struct AdapterTile { int firstRow, rows, adapter, reserved; };                   // at most 64 rows of one adapter, −1 the base model
+struct AdapterTile { int firstRow, rows, adapter, reserved; };                   // at most 64 rows of one adapter; −1: the base model; or OneByOne
 
 // The row of a that column k of z meets at chunk j: t's 8 columns are at [t·rowsA].
 DEVICE const u16* factorRow(const Lora& m, int k, int j) {
@@ -194,19 +194,22 @@ extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const St
     }
 }
 
-// ---- y = scale·B(z): rows are the tile's rows, 32 columns of y within a chunk its columns. y takes by far the most bytes, and z fits beside it: for a
-// chunk it is prepared once, rotated, scaled and split into upper and lower bf16, in the order in which lanes want it.
+// ---- What becomes of the sums (finish.cuh) where rows are in tiles, a tile's run of columns a block. y takes by far the most bytes and is read once:
+// what the tile's adapter adds to it, scale·B(z), is made beside it, in shared memory. Rows of the tile are rows, 32 columns of y within a chunk are
+// columns; z is prepared once a chunk, rotated, scaled and split into upper and lower bf16, in the order in which lanes want it.
 
-static const int GroupRanks = 128;                          // of b, whose z is in shared memory together: 4 KiB for each 16
-static const int RunUnits = 4;                              // at most, of 32 columns, that a warp takes of an item
+static const int OneByOne = -2;                             // a tile's adapter: neighbouring rows that are worked on one by one; what is added to them is in memory
+static const int GroupRanks = 64;                           // of b, whose z is in shared memory together
+static const int ZBytes = GroupRanks / 16 * 4096;
 
-// [16 ranks][16 rows][upper, lower][lane]. Ranks first … first + ranks − 1 of b; each warp sees to 16 rows.
+// [16 ranks][16 rows][upper, lower][lane]. Ranks first … first + ranks − 1 of b; a warp sees to 16 rows, four of them to all.
+template <int WARPS>
 DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, int part, int chunk, int first, int ranks, U32x4* to) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, row = warp * 16 + g;
-    if (warp * 16 >= tile.rows) return;
+    const int group = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, row = group * 16 + g;
+    if (group * 16 >= tile.rows) return;
     const float* z = site.whole + (long long)part * site.wholePart + (long long)(tile.firstRow + row) * site.zStride;
     const int turn = m.shared > 0 ? (m.shared - (u32)(chunk * m.shiftB) % (u32)m.shared) % m.shared : 0;
-    for (int k = 0; k < ranks; k += 16) {
+    for (int k = threadIdx.x / 128 * 16; k < ranks; k += WARPS / 4 * 16) {
         float v[2][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -224,17 +227,17 @@ DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, i
             upper[i] = packBf16(a, b);
             lower[i] = packBf16(a - lowOf(upper[i]), b - highOf(upper[i]));
         }
-        U32x4* at = to + (k / 16 * (TileRows / 16) + warp) * 64 + lane;
+        U32x4* at = to + (k / 16 * (TileRows / 16) + group) * 64 + lane;
         at[0] = {upper[0], upper[1], upper[2], upper[3]};
         at[32] = {lower[0], lower[1], lower[2], lower[3]};
     }
 }
 
-// Adds the share of b's ranks first … first + ranks − 1 to 32 columns from t on: sum[i][f] is rows 16·i … + 15, columns 8·f … + 7.
-DEVICE void multiplyLong(float (&sum)[TileRows / 16][4][4], const Lora& m, int rows, int t, int first, int ranks, const U32x4* z) {
+// Adds the share of b's ranks first … first + ranks − 1 to 32 columns from t on: sum[i][f] is rows 16·i … + 15 of this half of the tile, columns 8·f … + 7.
+DEVICE void multiplyUnit(float (&sum)[2][4][4], const Lora& m, int rows, int half, int t, int first, int ranks, const U32x4* z) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, pairs = (m.rowsB + 1) / 2, ahead = pairs - first / 2 - q;
     const u16* b = m.b + (((long long)t / 32 * pairs + first / 2 + q) * 8 + g) * 8;
-    z += lane;
+    z += half * 128 + lane;
     for (int k = 0; k < ranks; k += 32, b += 16 * 64, z += 2 * (TileRows / 16) * 64) {
         U32x4 w[4];
 #pragma unroll
@@ -247,8 +250,8 @@ DEVICE void multiplyLong(float (&sum)[TileRows / 16][4][4], const Lora& m, int r
             if (k + h * 16 >= ranks) continue;
             const U32x4 &v = w[2 * h], &u = w[2 * h + 1];
 #pragma unroll
-            for (int i = 0; i < TileRows / 16; i++) {
-                if (i * 16 >= rows) continue;
+            for (int i = 0; i < 2; i++) {
+                if ((half * 2 + i) * 16 >= rows) continue;
 #pragma unroll
                 for (int lower = 0; lower < 2; lower++) {
                     const U32x4 a = z[((h * (TileRows / 16) + i) * 2 + lower) * 32];
@@ -262,91 +265,104 @@ DEVICE void multiplyLong(float (&sum)[TileRows / 16][4][4], const Lora& m, int r
     }
 }
 
-// The first `columns` of 32. Neighbouring lanes swap, so that each has 4 columns in one piece and four lanes 16.
-DEVICE void storeLong(const float (&sum)[TileRows / 16][4][4], int rows, int columns, float* y, int stride, bool aligned) {
+// Columns from … end − 1 of 32, to row 0's `to`. Neighbouring lanes swap, so that each has 4 columns in one piece.
+DEVICE void storeUnit(const float (&sum)[2][4][4], int rows, int half, int from, int end, float* to, int stride) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const bool odd = q % 2 != 0;
+    const bool odd = q % 2 != 0, aligned = ((u64)to & 15) == 0;
 #pragma unroll
-    for (int i = 0; i < TileRows / 16; i++) {
-        if (i * 16 >= rows) continue;
+    for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
+        for (int h = 0; h < 2; h++)
 #pragma unroll
             for (int f = 0; f < 4; f += 2) {
-                const F32x2 here = {sum[i][f][half * 2], sum[i][f][half * 2 + 1]}, there = {sum[i][f + 1][half * 2], sum[i][f + 1][half * 2 + 1]};
+                const F32x2 here = {sum[i][f][h * 2], sum[i][f][h * 2 + 1]}, there = {sum[i][f + 1][h * 2], sum[i][f + 1][h * 2 + 1]};
                 const float a = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.x : there.x, 1), b = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.y : there.y, 1);
-                const F32x4 v = {odd ? a : here.x, odd ? b : here.y, odd ? there.x : a, odd ? there.y : b};
-                const int row = i * 16 + g + half * 8, t = (f + q % 2) * 8 + q / 2 * 4;
-                float* to = y + (long long)row * stride + t;
+                const float v[4] = {odd ? a : here.x, odd ? b : here.y, odd ? there.x : a, odd ? there.y : b};
+                const int row = (half * 2 + i) * 16 + g + h * 8, t = (f + q % 2) * 8 + q / 2 * 4;
+                float* at = to + row * stride + t;
                 if (row >= rows) continue;
-                if (aligned && t + 4 <= columns) *(F32x4*)to = v;
-                else {
-                    if (t < columns) to[0] = v.x;
-                    if (t + 1 < columns) to[1] = v.y;
-                    if (t + 2 < columns) to[2] = v.z;
-                    if (t + 3 < columns) to[3] = v.w;
-                }
+                if (aligned && t >= from && t + 4 <= end) *(F32x4*)at = {v[0], v[1], v[2], v[3]};
+                else
+#pragma unroll
+                    for (int e = 0; e < 4; e++)
+                        if (t + e >= from && t + e < end) at[e] = v[e];
             }
-    }
 }
 
-// y is (rows, yStride), aligned to 16 bytes. All columns of the tiles' rows are written: 0 where nothing is adapted.
-extern "C" __global__ __launch_bounds__(LongThreads, 4) void expandLong(const Step* step, const AdapterTile* tiles, Site site, float* y, int yStride) {
-    DYNAMIC_SHARED(memory);
-    U32x4* z = (U32x4*)memory;
-    letNextStart();
-    awaitPrevious();
-    const int warps = LongThreads / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    // Items are small when there are few, so that all blocks have some. No sum depends on it.
-    const int width = 32 * warps * max(1, min(RunUnits, (int)((long long)step->adapterTiles * site.columns / (32 * warps * gridDim.x))));
-    int all = 0;
-    for (int p = 0; p < site.parts; p++) all += (partEnd(site, p) - partBegin(site, p) + width - 1) / width;
-
-    for (int item = blockIdx.x; item < step->adapterTiles * all; item += gridDim.x) {
-        const AdapterTile tile = tiles[item / all];
-        int run = item % all, part = 0, runs;
-        while (run >= (runs = (partEnd(site, part) - partBegin(site, part) + width - 1) / width)) { run -= runs; part++; }
-        const int begin = partBegin(site, part), columns = partEnd(site, part) - begin;
-        float* to = y + (long long)tile.firstRow * yStride + begin;
-        Lora m = {};
-        if (tile.adapter >= 0) m = site.table[tile.adapter * site.perAdapter + part];
+// What the tile's adapter adds to y's columns from … end − 1, to `to` (row, stride); 0 where it adapts nothing. The whole block takes part.
+template <int WARPS>
+DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int end, float* to, int stride, U32x4* z) {
+    const int warp = threadIdx.x / 32, half = warp % 2;
+    for (int part = 0; part < site.parts; part++) {
+        const int begin = partBegin(site, part), first = max(from, begin) - begin, last = min(end, partEnd(site, part)) - begin, place = begin - from;
+        if (first >= last) continue;
+        const Lora m = site.table[(long long)tile.adapter * site.perAdapter + part];
         if (m.rowsB == 0) {
-            const int end = min(columns, (run + 1) * width);
-            const bool aligned = (begin | yStride) % 4 == 0;
-            for (int r = warp; r < tile.rows; r += warps)
-                for (int c = run * width + lane * 4; c < end; c += 128) {
-                    float* at = to + (long long)r * yStride + c;
-                    if (aligned && c + 4 <= end) *(F32x4*)at = {0.f, 0.f, 0.f, 0.f};
-                    else
-                        for (int j = 0; j < min(4, end - c); j++) at[j] = 0.f;
-                }
+            for (int r = warp; r < tile.rows; r += WARPS)
+                for (int c = first + threadIdx.x % 32; c < last; c += 32) to[r * stride + place + c] = 0.f;
             continue;
         }
-        // A unit is 32 columns of a chunk.
-        const int across = (m.chunkHeight + 31) / 32, last = (int)((run + 1ll) * m.chunksB * across / runs);
-        for (int next, unit = (int)((long long)run * m.chunksB * across / runs); unit < last; unit = next) {
-            const int chunk = unit / across, height = min(m.chunkHeight, columns - chunk * m.chunkHeight);
-            const bool aligned = (begin + chunk * m.chunkHeight | yStride) % 4 == 0;
-            next = min(last, (chunk + 1) * across);
-            for (int u = unit; u < next; u += warps) {
-                const int t = (u + warp - chunk * across) * 32;
-                float sum[TileRows / 16][4][4] = {};
-                for (int first = 0; first < m.rowsB; first += GroupRanks) {
-                    const int ranks = min(GroupRanks, m.rowsB - first);
-                    if (u == unit || m.rowsB > GroupRanks) {
+        for (int chunk = first / m.chunkHeight, at; (at = chunk * m.chunkHeight) < last; chunk++) {
+            const int top = max(0, first - at), bottom = min(m.chunkHeight, last - at), units = (bottom + 31) / 32 - top / 32;
+            for (int u = 0; u < units; u += WARPS / 2) {
+                const int t = (top / 32 + u + warp / 2) * 32;
+                const bool mine = u + warp / 2 < units;
+                float sum[2][4][4] = {};
+                for (int k = 0; k < m.rowsB; k += GroupRanks) {
+                    const int ranks = min(GroupRanks, m.rowsB - k);
+                    if (u == 0 || m.rowsB > GroupRanks) {
                         __syncthreads();                    // all have used what was there
-                        prepareZ(tile, site, m, part, chunk, first, ranks, z);
+                        prepareZ<WARPS>(tile, site, m, part, chunk, k, ranks, z);
                         __syncthreads();
                     }
-                    if (u + warp < next) multiplyLong(sum, m, tile.rows, t, first, ranks, z);
+                    if (mine) multiplyUnit(sum, m, tile.rows, half, t, k, ranks, z);
                 }
-                if (u + warp < next) storeLong(sum, tile.rows, height - t, to + chunk * m.chunkHeight + t, yStride, aligned);
+                if (mine) storeUnit(sum, tile.rows, half, top - t, bottom - t, to + place + at + t, stride);
             }
         }
     }
 }
 
-// ---- What adapters add to the short rows, to y; 0 in base rows. `shrunk` is 0 before.
+// `each` finishes two rows. Dynamic shared memory: ZBytes and 64 rows of extraStride.
+template <int WARPS, class Each>
+DEVICE void finishTile(const AdapterTile* tiles, Sums sums, const Finish& f, const Site& site, unsigned char* memory, float* factors, const Each& each) {
+    const int warp = threadIdx.x / 32, runs = runsOf(f), run = blockIdx.x % runs;
+    const AdapterTile tile = tiles[blockIdx.x / runs];
+    if (tile.adapter != OneByOne) sums.extra = 0;
+    if (tile.adapter >= 0) {
+        const int width = f.kind == Rope ? f.cache.headDim : TileColumns, begin = run * width, end = min(f.columns, begin + width), halves = f.kind == SwiGlu ? 2 : 1;
+        sums.extra = (float*)(memory + ZBytes);
+        sums.extraStride = (halves * width + 31) / 32 * 32 + 16;            // neighbouring rows lie in different halves of the banks
+        sums.firstRow = tile.firstRow;
+        sums.firstColumn = begin;
+        sums.secondColumn = f.columns + begin - width;
+#pragma unroll 1
+        for (int h = 0; h < halves; h++) expandTile<WARPS>(tile, site, h * f.columns + begin, h * f.columns + end, sums.extra + h * width, sums.extraStride, (U32x4*)memory);
+    }
+    if (sums.squares)
+        for (int r = warp; r < tile.rows; r += WARPS) {
+            const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, tile.firstRow + r);
+            if (threadIdx.x % 32 == 0) factors[r] = factor;
+        }
+    __syncthreads();
+    const int rows = tile.firstRow + tile.rows;
+    for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * WARPS) each(sums, rows, Item{run, first}, factors - tile.firstRow);
+}
+
+#define FINISH(NAME, ITEM, WARPS, BLOCKS) \
+    extern "C" __global__ __launch_bounds__(WARPS * 32, BLOCKS) void NAME(const AdapterTile* tiles, const int* adapterOf, Sums sums, Finish finish, Site site) { \
+        DYNAMIC_SHARED(memory); \
+        __shared__ float factors[TileRows]; \
+        letNextStart(); \
+        awaitPrevious(); \
+        finishTile<WARPS>(tiles, sums, finish, site, memory, factors, [&](const Sums& s, int rows, Item item, const float* factors) { ITEM(finish, s, adapterOf, rows, item, 0, factors); }); \
+    }
+FINISH(adaptedResidual, finishResidual, 8, 4)
+FINISH(adaptedRope, finishRope, 8, 3)
+FINISH(adaptedSwiGlu, finishSwiGlu, 16, 2)
+FINISH(adaptedPlain, finishPlain, 8, 4)
+
+// ---- What adapters add to the short rows, to y. `shrunk` is 0 before.
 
 extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step, const int* shortAdapters, const int* shortRows, const u16* x, int xStride, Site site, u32* shrunk, float* y, int yStride) {
     DYNAMIC_SHARED(memory);
@@ -359,5 +375,5 @@ extern "C" __global__ __launch_bounds__(256, 1) void adaptShort(const Step* step
     const ShortRows shorts = {step->shortRows, step->slices[site.kind], shortAdapters, shortRows};
     Room& room = ((Room*)memory)[threadIdx.x / 32];
     Walk ahead;
-    adaptRows(shorts, site, x, xStride, y, yStride, true, Party{1, 256}, shrunk, room, ahead, [&] { start(ahead, shorts, site, threadIdx.x / 32, 8, room); }, whenReady);
+    adaptRows(shorts, site, x, xStride, y, yStride, Party{1, 256}, shrunk, room, ahead, [&] { start(ahead, shorts, site, threadIdx.x / 32, 8, room); }, whenReady);
 }
