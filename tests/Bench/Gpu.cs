@@ -15,7 +15,7 @@ namespace TenantLora.Bench;
 /// </summary>
 internal static unsafe class Gpu
 {
-    private const int BlockSize = 16, Context = 512;
+    private const int BlockSize = 16, Context = 512, Sequences = 8, Length = 1024;
 
     public static int Run(string[] args)
     {
@@ -38,7 +38,7 @@ internal static unsafe class Gpu
         var config = ModelConfig.Load(name == "1b" ? RandomModel.Llama1B() : RandomModel.Llama8B());
         var most = rowCounts.Max();
         var begun = Stopwatch.GetTimestamp();
-        using var model = new GpuModel(config, pool, ordinal, most, adapterBytes: AdapterBytes(config, AdapterShape.Lora) * most + (64 << 20));
+        using var model = new GpuModel(config, pool, ordinal, most, adapterBytes: AdapterBytes(config, AdapterShape.Lora) * Math.Max(most, Sequences) + (64 << 20));
         var copy = model.CopyRate();
         Console.WriteLine($"\n{name}: {model.Backend.Name}; copy {copy / 1e9:f0} GB/s; loaded in {Stopwatch.GetElapsedTime(begun).TotalSeconds:f1} s; {model.Plan}");
         model.FillCache(Context);
@@ -93,7 +93,6 @@ internal static unsafe class Gpu
 
     private static void Prefill(GpuModel model, ModelConfig config, RandomPool pool)
     {
-        const int Sequences = 8, Length = 1024;
         var flops = 2.0 * Sequences * Length * Linears(config);
         var rate = model.MatrixRate();
         Console.WriteLine($"prompts: {Sequences} × {Length} tokens in steps of {GpuModel.StepRows}; a bf16 product of 8192³ runs at {rate / 1e12:f0} TFLOP/s");

@@ -195,7 +195,7 @@ static void testLong(int which, int rows, int inputs, std::vector<int> outputs, 
     };
     const auto finishTiles = [&](const std::vector<AdapterTile>& tiles) {
         const int width = f.kind == Rope ? dim : TileColumns, halves = f.kind == SwiGlu ? 2 : 1;
-        emu::launch(dim3(tiles.size() * runsOf(f)), halves * 256, ZBytes + TileRows * 4 * ((halves * width + 31) / 32 * 32 + 16), [&] {
+        emu::launch(dim3(tiles.size() * runsOf(f)), FinishWarps * 32, ZBytes + TileRows * 4 * ((halves * width + 31) / 32 * 32 + 16), [&] {
             if (f.kind == Rope) adaptedRope(tiles.data(), c.adapterOf.data(), sums, f, c.site);
             else if (f.kind == SwiGlu) adaptedSwiGlu(tiles.data(), c.adapterOf.data(), sums, f, c.site);
             else if (f.kind == Residual) adaptedResidual(tiles.data(), c.adapterOf.data(), sums, f, c.site);

@@ -18,7 +18,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private const int FewRows = 128;
 
     /// <summary>As in chain.cu, finish.cuh, lora.cuh and lora_prefill.cu.</summary>
-    private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, ShrinkColumns = 1024;
+    private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, ShrinkColumns = 512;
 
     /// <summary>Of what adapters add to a tile: room for z, and of the tile.</summary>
     private const int TileZBytes = 16384, TileLineBytes = StepArrays.AdapterTileRows * sizeof(float);
@@ -43,7 +43,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private CudaAdapters? adapters;
     private StepArrays? arrays;
     private readonly List<PendingLinear> chain = [];
-    private CudaScratch? lacking;                   // whose adapters' part is in the z of many rows
+    private CudaScratch? lacking;                   // nobody has read it yet, and its adapters' part is in the z of many rows
     private (CudaKvCache? Of, int Rows, ulong At) turns;
     private (ulong At, long Bytes) splits;
     private ulong rules, pieces, pieceCounters, counters;
@@ -428,11 +428,12 @@ internal sealed unsafe class CudaBackend : IBackend
         var runs = finish.Kind == FinishKind.Rope ? finish.Heads + (2 * finish.Cache.KvHeads) : CudaScratch.TilesOf(finish.Columns);
         if (of?.Site is { Parts: > 0 } site)
         {
+            if (of == lacking) lacking = null;
             var tiles = arrays.AdapterTilesAt;
             var (width, halves) = (finish.Kind == FinishKind.Rope ? finish.Cache.HeadDim : RunColumns, finish.Kind == FinishKind.SwiGlu ? 2 : 1);
             var shared = TileZBytes + (TileLineBytes * (((halves * width) + 31) / 32 * 32 + 16));
             var adapted = stackalloc void*[] { &tiles, &adapterOf, &sums, &finish, &site };
-            Launch(kernels.Get($"adapted{finish.Kind}", shared), arrays.Last.AdapterTiles * runs, 1, 256 * halves, shared, adapted);
+            Launch(kernels.Get($"adapted{finish.Kind}", shared), arrays.Last.AdapterTiles * runs, 1, 256, shared, adapted);
             return;
         }
         var arguments = stackalloc void*[] { &count, &adapterOf, &sums, &finish };
@@ -469,7 +470,11 @@ internal sealed unsafe class CudaBackend : IBackend
             if (shorts) sums.Extra = sums.Y + (ulong)(sums.Part * sizeof(float));
             if (where.Parts > 0)
             {
-                if (lacking is { Site.Parts: > 0 } other && other != to) Settle(other);
+                if (lacking is { } other && other != to)
+                {
+                    FinishValues(other);
+                    (other.Sums, other.Site) = (default, default);
+                }
                 lacking = to;
                 Adapt(from, where, sums.Extra, to.Stride);
             }
@@ -745,7 +750,7 @@ internal sealed unsafe class CudaBackend : IBackend
             TakeNormed(from, norm, RowsOf(from), 0, from.Rows, values);
             from = values;
         }
-        else Settle(from);
+        else if (from.Sums.Y != 0) FinishValues(from);
         Flush();
         var (pointer, full) = (from.Pointer, from.Precision == Precision.Full);
         var bytes = (long)rows * from.Stride * (full ? 4 : 2);
@@ -763,13 +768,8 @@ internal sealed unsafe class CudaBackend : IBackend
         }
     }
 
-    /// <summary>Makes what a linear left the tensor's values.</summary>
-    private void Settle(CudaScratch x)
-    {
-        if (x.Sums.Y == 0) return;
-        FinishSums(x, x, new Finish { Kind = FinishKind.Plain, Columns = x.Cols, X = x.Pointer, XStride = x.Stride });
-        (x.Sums, x.Site) = (default, default);
-    }
+    /// <summary>Brings what a linear left to where the tensor's values are. The sums stay what counts: a recorded step leaves them there again.</summary>
+    private void FinishValues(CudaScratch x) => FinishSums(x, x, new Finish { Kind = FinishKind.Plain, Columns = x.Cols, X = x.Pointer, XStride = x.Stride });
 
     private void Launch(nint kernel, int x, int y, int threads, int shared, void** arguments)
     {

@@ -261,23 +261,28 @@ struct Turn {
 };
 
 static const int XStages = 4, MostWStages = 12;
-static const int MostUnderWay = 3;                          // stages of weights: more would only make everybody else's loads queue behind them
+// Stages of weights under way together: more would only make everybody else's loads queue behind them. Ahead of a product, while the one before it is
+// being finished, fewer: what is finished then waits for its loads, and a ring's length of weights is there in time all the same.
+static const int MostUnderWay = 3, MostAhead = 2, MostAheadAdapted = 1;
 static const int WBytes = TileRows * 128;                   // of a stage
 template <int NT> struct Rows { static const int Bytes = 8 * NT * 128; };
 
 // One lane keeps the weights' stages filled, through all ops.
 DEVICE void fetchWeights(const Chain& chain, const Ring& ring) {
     Turn turn = {0, 1}, arrived = {0, 0};
-    int ahead = 0;
+    const int mostAhead = adapted(chain) ? MostAheadAdapted : MostAhead;
+    int underWay = 0;
 #pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
         const Share share = shareOf(chain.ops[i]);
         for (int unit = share.first; unit < share.end; unit++, turn.next(chain.stages)) {
             await(ring.empty + turn.stage, turn.phase);
-            if (++ahead > MostUnderWay) {
+            const bool begun = unit - share.first >= chain.stages;      // the product has used up stages of its own
+            for (; underWay >= (begun ? MostUnderWay : mostAhead); underWay--) {
                 await(ring.full + arrived.stage, arrived.phase);
                 arrived.next(chain.stages);
             }
+            underWay++;
             expect(ring.full + turn.stage, WBytes);
             fetch(ring.stages + turn.stage * WBytes, chain.w[i], unit % share.steps * StageColumns, unit / share.steps * TileRows, ring.full + turn.stage, true);
         }

@@ -55,12 +55,22 @@ DEVICE void awaitColumns(const Sums& s, const u32* tiles, int from, int end, int
     __syncwarp();
 }
 
-// The factor of a row's norm; asked by a whole warp.
-DEVICE float factorOf(const float* squares, int columns, float epsilon, int row) {
+// The factors of N rows' norms; asked by a whole warp.
+template <int N>
+DEVICE void factorsOf(float (&factors)[N], const float* squares, int columns, float epsilon, const int (&rows)[N]) {
     const int tiles = (columns + TileColumns - 1) / TileColumns;
-    float sum = 0.f;
-    for (int t = threadIdx.x % 32; t < tiles; t += 32) sum += loadFresh(squares + (long long)row * tiles + t);
-    return 1.f / sqrtf(warpSum(sum) / columns + epsilon);
+    float sums[N] = {};
+    for (int t = threadIdx.x % 32; t < tiles; t += 32)
+#pragma unroll
+        for (int i = 0; i < N; i++) sums[i] += loadFresh(squares + (long long)rows[i] * tiles + t);
+#pragma unroll
+    for (int i = 0; i < N; i++) factors[i] = 1.f / sqrtf(warpSum(sums[i]) / columns + epsilon);
+}
+DEVICE float factorOf(const float* squares, int columns, float epsilon, int row) {
+    const int rows[1] = {row};
+    float factor[1];
+    factorsOf(factor, squares, columns, epsilon, rows);
+    return factor[0];
 }
 // `factors`: of all rows, where there is a norm.
 DEVICE float factorOf(const Sums& s, const float* factors, int row) { return s.squares ? factors[row] : 1.f; }

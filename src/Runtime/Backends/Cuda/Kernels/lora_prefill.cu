@@ -4,7 +4,7 @@
 // z = A·x beside the product that reads the same x: tensor cores with rows of x as rows and ranks as columns.
 // Ranks are few, so the work is to read x once for all parts of a site. A column of z meets, at each chunk of x, another row of the compact A
 // (its rank rotated) or its own piece of A_vec: pieces of 8 columns are fetched from where they lie, and A is never expanded in memory.
-// A short prompt gives few tiles of 64 rows, so 1024 columns of x are dealt out at a time; the block that comes last to a tile adds the sums of
+// A prompt gives few tiles of 64 rows, so 512 columns of x are dealt out at a time; the block that comes last to a tile adds the sums of
 // them all, from left to right. The order of sums thus depends on the columns alone, not on rows, tiles or blocks.
 //
 // Needs lora.cuh and finish.cuh.
@@ -12,7 +12,7 @@
 static const int LongThreads = 128;                         // a warp takes 16 rows and all ranks of a pass
 static const int TileRows = 64, PassRanks = 64;             // ranks of all parts, counted through
 static const int StageColumns = 64, LongStages = 4;
-static const int SplitColumns = 1024;
+static const int SplitColumns = 512;
 static const int LongStageBytes = (TileRows + PassRanks) * StageColumns * 2;    // 64 KiB for all, so that three blocks share a multiprocessor
 static const int LongPieces = TileRows * 8 / LongThreads;   // of 16 bytes, of each factor, a thread and stage
 
@@ -201,15 +201,15 @@ extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const St
 static const int OneByOne = -2;                             // a tile's adapter: neighbouring rows that are worked on one by one; what is added to them is in memory
 static const int GroupRanks = 64;                           // of b, whose z is in shared memory together
 static const int ZBytes = GroupRanks / 16 * 4096;
+static const int FinishWarps = 8;
 
 // [16 ranks][16 rows][upper, lower][lane]. Ranks first … first + ranks − 1 of b; a warp sees to 16 rows, four of them to all.
-template <int WARPS>
 DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, int part, int chunk, int first, int ranks, U32x4* to) {
     const int group = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, row = group * 16 + g;
     if (group * 16 >= tile.rows) return;
     const float* z = site.whole + (long long)part * site.wholePart + (long long)(tile.firstRow + row) * site.zStride;
     const int turn = m.shared > 0 ? (m.shared - (u32)(chunk * m.shiftB) % (u32)m.shared) % m.shared : 0;
-    for (int k = threadIdx.x / 128 * 16; k < ranks; k += WARPS / 4 * 16) {
+    for (int k = threadIdx.x / 128 * 16; k < ranks; k += FinishWarps / 4 * 16) {
         float v[2][4];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
@@ -290,7 +290,6 @@ DEVICE void storeUnit(const float (&sum)[2][4][4], int rows, int half, int from,
 }
 
 // What the tile's adapter adds to y's columns from … end − 1, to `to` (row, stride); 0 where it adapts nothing. The whole block takes part.
-template <int WARPS>
 DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int end, float* to, int stride, U32x4* z) {
     const int warp = threadIdx.x / 32, half = warp % 2;
     for (int part = 0; part < site.parts; part++) {
@@ -298,13 +297,13 @@ DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int 
         if (first >= last) continue;
         const Lora m = site.table[(long long)tile.adapter * site.perAdapter + part];
         if (m.rowsB == 0) {
-            for (int r = warp; r < tile.rows; r += WARPS)
+            for (int r = warp; r < tile.rows; r += FinishWarps)
                 for (int c = first + threadIdx.x % 32; c < last; c += 32) to[r * stride + place + c] = 0.f;
             continue;
         }
         for (int chunk = first / m.chunkHeight, at; (at = chunk * m.chunkHeight) < last; chunk++) {
             const int top = max(0, first - at), bottom = min(m.chunkHeight, last - at), units = (bottom + 31) / 32 - top / 32;
-            for (int u = 0; u < units; u += WARPS / 2) {
+            for (int u = 0; u < units; u += FinishWarps / 2) {
                 const int t = (top / 32 + u + warp / 2) * 32;
                 const bool mine = u + warp / 2 < units;
                 float sum[2][4][4] = {};
@@ -312,7 +311,7 @@ DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int 
                     const int ranks = min(GroupRanks, m.rowsB - k);
                     if (u == 0 || m.rowsB > GroupRanks) {
                         __syncthreads();                    // all have used what was there
-                        prepareZ<WARPS>(tile, site, m, part, chunk, k, ranks, z);
+                        prepareZ(tile, site, m, part, chunk, k, ranks, z);
                         __syncthreads();
                     }
                     if (mine) multiplyUnit(sum, m, tile.rows, half, t, k, ranks, z);
@@ -324,43 +323,57 @@ DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int 
 }
 
 // `each` finishes two rows. Dynamic shared memory: ZBytes and 64 rows of extraStride.
-template <int WARPS, class Each>
+template <class Each>
 DEVICE void finishTile(const AdapterTile* tiles, Sums sums, const Finish& f, const Site& site, unsigned char* memory, float* factors, const Each& each) {
     const int warp = threadIdx.x / 32, runs = runsOf(f), run = blockIdx.x % runs;
     const AdapterTile tile = tiles[blockIdx.x / runs];
+    const int width = f.kind == Rope ? f.cache.headDim : TileColumns, begin = run * width, end = min(f.columns, begin + width), halves = f.kind == SwiGlu ? 2 : 1;
+    // What is finished comes from far while the adapter's part is made.
+    for (int at = threadIdx.x; at < tile.rows * 4 * halves; at += FinishWarps * 32) {
+        const int row = tile.firstRow + at / (4 * halves), column = begin + at % 4 * 32;
+        if (column >= end) continue;
+        prefetch(sums.y + (long long)row * sums.stride + column + at / 4 % halves * f.columns);
+        if (f.kind == Residual) prefetch(f.x + (long long)row * f.xStride + column);
+    }
+    if (sums.squares)
+        for (int r = warp; r < tile.rows; r += 4 * FinishWarps) {
+            int at[4];
+            float four[4];
+#pragma unroll
+            for (int i = 0; i < 4; i++) at[i] = min(r + i * FinishWarps, tile.rows - 1) + tile.firstRow;
+            factorsOf(four, sums.squares, sums.inputs, sums.epsilon, at);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (threadIdx.x % 32 == 0) factors[at[i] - tile.firstRow] = four[i];
+        }
     if (tile.adapter != OneByOne) sums.extra = 0;
     if (tile.adapter >= 0) {
-        const int width = f.kind == Rope ? f.cache.headDim : TileColumns, begin = run * width, end = min(f.columns, begin + width), halves = f.kind == SwiGlu ? 2 : 1;
         sums.extra = (float*)(memory + ZBytes);
         sums.extraStride = (halves * width + 31) / 32 * 32 + 16;            // neighbouring rows lie in different halves of the banks
         sums.firstRow = tile.firstRow;
         sums.firstColumn = begin;
         sums.secondColumn = f.columns + begin - width;
 #pragma unroll 1
-        for (int h = 0; h < halves; h++) expandTile<WARPS>(tile, site, h * f.columns + begin, h * f.columns + end, sums.extra + h * width, sums.extraStride, (U32x4*)memory);
+        for (int h = 0; h < halves; h++) expandTile(tile, site, h * f.columns + begin, h * f.columns + end, sums.extra + h * width, sums.extraStride, (U32x4*)memory);
     }
-    if (sums.squares)
-        for (int r = warp; r < tile.rows; r += WARPS) {
-            const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, tile.firstRow + r);
-            if (threadIdx.x % 32 == 0) factors[r] = factor;
-        }
     __syncthreads();
     const int rows = tile.firstRow + tile.rows;
-    for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * WARPS) each(sums, rows, Item{run, first}, factors - tile.firstRow);
+    for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * FinishWarps) each(sums, rows, Item{run, first}, factors - tile.firstRow);
 }
 
-#define FINISH(NAME, ITEM, WARPS, BLOCKS) \
-    extern "C" __global__ __launch_bounds__(WARPS * 32, BLOCKS) void NAME(const AdapterTile* tiles, const int* adapterOf, Sums sums, Finish finish, Site site) { \
+// 128 registers, for z, b and sums: with half of them they would live in memory.
+#define FINISH(NAME, ITEM) \
+    extern "C" __global__ __launch_bounds__(FinishWarps * 32, 2) void NAME(const AdapterTile* tiles, const int* adapterOf, Sums sums, Finish finish, Site site) { \
         DYNAMIC_SHARED(memory); \
         __shared__ float factors[TileRows]; \
         letNextStart(); \
         awaitPrevious(); \
-        finishTile<WARPS>(tiles, sums, finish, site, memory, factors, [&](const Sums& s, int rows, Item item, const float* factors) { ITEM(finish, s, adapterOf, rows, item, 0, factors); }); \
+        finishTile(tiles, sums, finish, site, memory, factors, [&](const Sums& s, int rows, Item item, const float* factors) { ITEM(finish, s, adapterOf, rows, item, 0, factors); }); \
     }
-FINISH(adaptedResidual, finishResidual, 8, 4)
-FINISH(adaptedRope, finishRope, 8, 3)
-FINISH(adaptedSwiGlu, finishSwiGlu, 16, 2)
-FINISH(adaptedPlain, finishPlain, 8, 4)
+FINISH(adaptedResidual, finishResidual)
+FINISH(adaptedRope, finishRope)
+FINISH(adaptedSwiGlu, finishSwiGlu)
+FINISH(adaptedPlain, finishPlain)
 
 // ---- What adapters add to the short rows, to y. `shrunk` is 0 before.
 
