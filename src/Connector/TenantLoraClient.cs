@@ -54,7 +54,7 @@ public sealed class TenantLoraClient(IRuntime runtime, AdapterCatalog? catalog)
     internal GenerationRequest Resolve(GenerationRequest request)
     {
         if (catalog is null) return request;
-        var model = catalog.Resolve(request.Tenant, request.Model);
+        var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
         return request with { Model = model.Name, Adapter = model.Digest };
     }
 }

@@ -1,3 +1,4 @@
+using System.Collections.Immutable;
 using TenantLora.Runtime;
 
 namespace TenantLora.Connector.Tests;
@@ -11,8 +12,8 @@ public sealed class AdapterCatalogTests
         catalog.Set("a", "x", "sha256:1");
         catalog.Set("b", "x", "sha256:2");
 
-        Assert.Equal(new CatalogModel("x", "sha256:1"), catalog.Find("a", "x"));
-        Assert.Equal(new CatalogModel("x", "sha256:2"), catalog.Find("b", "x"));
+        Assert.Equal(new CatalogModel("x", "sha256:1", "v1"), catalog.Find("a", "x"));
+        Assert.Equal(new CatalogModel("x", "sha256:2", "v1"), catalog.Find("b", "x"));
         Assert.Null(catalog.Find("c", "x"));
         Assert.Null(catalog.Find("a", "X"));
         Assert.Equal(new CatalogModel("base", null), catalog.Find("c", "base"));
@@ -49,6 +50,55 @@ public sealed class AdapterCatalogTests
         }
         Assert.Equal(("x", "sha256:1"), (runtime.Request.Model, runtime.Request.Adapter));
         Assert.Equal(["x", "base"], await client.ListModelsAsync("a"));
+    }
+
+    [Fact]
+    public void An_adapters_versions_aliases_and_digests_can_be_named()
+    {
+        var catalog = new AdapterCatalog("base");
+        var versions = new Dictionary<string, string> { ["v1"] = "sha256:1", ["v2"] = "sha256:2", ["v3"] = "sha256:3" }.ToImmutableDictionary();
+        catalog.Set("a", "x", new CatalogAdapter(versions, "v2", "v1", new CatalogCanary("v3", 10)));
+        catalog.Set("a", "raw", new CatalogAdapter(versions, null));
+
+        foreach (var (name, version) in new[] { ("x", "v2"), ("x@v1", "v1"), ("x@v3", "v3"), ("x@active", "v2"), ("x@previous", "v1"), ("x@canary", "v3"), ("x@sha256:3", "v3"), ("raw@v1", "v1") })
+            Assert.Equal(new CatalogModel(name, "sha256:" + version[1..], version), catalog.Find("a", name));
+        foreach (var name in new[] { "x@v4", "x@", "x@sha256:4", "x@V1", "@v1", "x@v1@v1", "raw", "raw@active", "raw@canary", "raw@previous", "base@v1" }) Assert.Null(catalog.Find("a", name));
+        Assert.Null(catalog.Find("b", "x@v1"));
+        Assert.Equal(["x", "base"], catalog.List("a").Select(m => m.Name));
+    }
+
+    [Theory]
+    [InlineData(1)]
+    [InlineData(10)]
+    [InlineData(50)]
+    [InlineData(99)]
+    public void A_canary_gets_its_share_of_conversations_and_each_stays_where_it_is(int share)
+    {
+        var catalog = new AdapterCatalog("base");
+        var versions = new Dictionary<string, string> { ["v1"] = "sha256:1", ["v2"] = "sha256:2" }.ToImmutableDictionary();
+        catalog.Set("a", "x", new CatalogAdapter(versions, "v1", null, new CatalogCanary("v2", share)));
+
+        string[] conversations = [.. Enumerable.Range(0, 5000).Select(i => $"conversation {i}")];
+        var first = conversations.Where(c => catalog.Find("a", "x", c)!.Version == "v2").ToHashSet();
+        Assert.InRange(first.Count, (share * 50) - 150, (share * 50) + 150);          // four deviations of 5,000 draws
+        Assert.All(conversations, c => Assert.Equal(first.Contains(c), catalog.Find("a", "x", c)!.Version == "v2"));
+        Assert.Equal("v1", catalog.Find("a", "x")!.Version);
+
+        // A larger share takes none back.
+        catalog.Set("a", "x", new CatalogAdapter(versions, "v1", null, new CatalogCanary("v2", Math.Min(99, share + 20))));
+        Assert.All(first, c => Assert.Equal("v2", catalog.Find("a", "x", c)!.Version));
+    }
+
+    [Fact]
+    public void A_conversation_is_told_by_how_it_began()
+    {
+        GenerationRequest Of(params Message[] messages) => new() { Tenant = "a", Messages = messages };
+        var (system, hello, more) = (new Message("system", "s"), new Message("user", "hello"), new Message("user", "more"));
+        Assert.Equal("hello", AdapterCatalog.ConversationOf(Of(system, hello)));
+        Assert.Equal("hello", AdapterCatalog.ConversationOf(Of(hello, new Message("assistant", "hi"), more)));
+        Assert.Null(AdapterCatalog.ConversationOf(Of(system)));
+        Assert.Equal("once", AdapterCatalog.ConversationOf(new GenerationRequest { Tenant = "a", Prompt = "once" }));
+        Assert.Equal(64, AdapterCatalog.ConversationOf(new GenerationRequest { Tenant = "a", Prompt = new string('p', 100) })!.Length);
     }
 
     [Fact]
