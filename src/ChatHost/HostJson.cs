@@ -2,6 +2,7 @@ using System.Text.Encodings.Web;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using TenantLora.ChatHost.OpenAi;
+using TenantLora.ChatHost.Security;
 
 namespace TenantLora.ChatHost;
 
@@ -13,6 +14,7 @@ namespace TenantLora.ChatHost;
 [JsonSerializable(typeof(ModelCard))]
 [JsonSerializable(typeof(ErrorEnvelope))]
 [JsonSerializable(typeof(SortedDictionary<string, string>))]
+[JsonSerializable(typeof(SessionContent))]
 internal sealed partial class HostJson : JsonSerializerContext
 {
     /// <summary>Snake case; quotes and letters of all scripts as they are, since nothing here is put into HTML.</summary>

@@ -3,10 +3,12 @@ using Microsoft.AspNetCore.Authorization;
 using Microsoft.AspNetCore.DataProtection;
 using Microsoft.AspNetCore.Server.Kestrel.Core;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Adapters;
 using TenantLora.ChatHost.Chat;
 using TenantLora.ChatHost.OpenAi;
 using TenantLora.ChatHost.Operations;
 using TenantLora.ChatHost.Security;
+using TenantLora.ChatHost.Store;
 
 namespace TenantLora.ChatHost;
 
@@ -84,6 +86,13 @@ internal static class Program
     private static void AddServices(IServiceCollection services)
     {
         services.AddSingleton(provider => Serving.Start(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value, provider.GetRequiredService<ILoggerFactory>()));
+        services.AddSingleton(provider => Database.Open(PrivateFiles.Folder(Path.GetFullPath(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Data)).FullName,
+            provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Database));
+        services.AddSingleton(provider => new AdapterFolders(Path.GetFullPath(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Data)));
+        services.AddSingleton(TimeProvider.System);
+        services.AddSingleton<AdapterStore>();
+        services.AddSingleton<TenantAdapters>();
+        services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
         services.AddSingleton<Admission>();
         services.AddSingleton<HostMetrics>();
         services.AddSingleton<PrometheusText>();
@@ -113,7 +122,8 @@ internal static class Program
                 new Microsoft.AspNetCore.DataProtection.Repositories.FileSystemXmlRepository(PrivateFiles.Folder(Path.GetFullPath(Path.Combine(options.Value.Data, "session-keys"))), loggers));
         services.AddAuthentication(BearerAuthentication.Scheme).AddScheme<AuthenticationSchemeOptions, BearerAuthentication>(BearerAuthentication.Scheme, null);
         // What does not say otherwise is closed.
-        services.AddAuthorizationBuilder().SetFallbackPolicy(new AuthorizationPolicyBuilder().RequireAuthenticatedUser().Build());
+        services.AddAuthorizationBuilder().SetFallbackPolicy(new AuthorizationPolicyBuilder().RequireAuthenticatedUser().Build())
+            .AddPolicy(AdapterEndpoints.Admins, policy => policy.RequireAuthenticatedUser().RequireRole(nameof(Role.Admin)));
         services.AddCors();
     }
 
@@ -124,7 +134,7 @@ internal static class Program
         app.UseStaticFiles(new StaticFileOptions { OnPrepareResponse = PageCaching });
         app.UseRouting();
         var origins = app.Services.GetRequiredService<IOptions<TenantLoraOptions>>().Value.AllowedOrigins;
-        app.UseCors(cors => cors.WithOrigins(origins).AllowAnyHeader().AllowAnyMethod().WithExposedHeaders("x-request-id", "x-tenantlora-adapter", "x-tenantlora-ignored-fields"));
+        app.UseCors(cors => cors.WithOrigins(origins).AllowAnyHeader().AllowAnyMethod().WithExposedHeaders("x-request-id", "x-tenantlora-adapter", "x-tenantlora-version", "x-tenantlora-ignored-fields"));
         app.UseAuthentication();
         app.UseAuthorization();
     }
@@ -133,6 +143,7 @@ internal static class Program
     {
         app.MapSite();
         app.MapOpenAi();
+        app.MapAdapters();
         app.MapHub<ChatHub>("/hub", hub =>
         {
             hub.Transports = Microsoft.AspNetCore.Http.Connections.HttpTransportType.WebSockets;

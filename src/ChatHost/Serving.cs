@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using Microsoft.Extensions.Options;
 using TenantLora.Connector;
 using TenantLora.Runtime;
@@ -8,19 +9,25 @@ namespace TenantLora.ChatHost;
 /// <param name="runtime">Answers.</param>
 /// <param name="info">The base model.</param>
 /// <param name="catalog">Each tenant's names.</param>
-/// <param name="adapters">By digest.</param>
-internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog catalog, IReadOnlyDictionary<string, AdapterInfo> adapters) : IAsyncDisposable
+internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog catalog) : IAsyncDisposable
 {
-    public TenantLoraClient Client { get; } = new(runtime, catalog);
+    private readonly ConcurrentDictionary<string, AdapterInfo> adapters = new(StringComparer.Ordinal);
 
     public EngineInfo Info { get; } = info;
 
+    public AdapterCatalog Catalog => catalog;
+
+    /// <summary>The engine in this process; null where another runtime answers.</summary>
+    public Engine? Engine => runtime as Engine;
+
+    /// <summary>Called with a digest before a request runs under it: its chance to bring the adapter to the runtime.</summary>
+    public Action<string> Prepare { get; set; } = _ => { };
+
     public DateTimeOffset Started { get; } = TimeProvider.System.GetUtcNow();
 
-    /// <summary>Loads the model and every tenant's adapters.</summary>
+    /// <summary>Loads the model.</summary>
     /// <exception cref="OptionsValidationException">A folder is not there.</exception>
     /// <exception cref="ModelFileException">The model cannot be read.</exception>
-    /// <exception cref="AdapterRefusedException">An adapter does not fit.</exception>
     public static Serving Start(TenantLoraOptions options, ILoggerFactory loggers)
     {
         var folders = Folders(options);
@@ -39,34 +46,40 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
             MaxAdapterRank = options.MaxAdapterRank,
             ChatTemplate = options.ChatTemplate,
         }, loggers);
-        try
-        {
-            var catalog = new AdapterCatalog(engine.Info.Model);
-            foreach (var (id, tenant) in options.Tenants)
-                foreach (var (name, directory) in tenant.Adapters)
-                    catalog.Set(id, name, engine.AddAdapter(folders[directory]).Digest);
-            return new Serving(engine, engine.Info, catalog, engine.Adapters.ToDictionary(a => a.Digest));
-        }
-        catch
-        {
-            engine.DisposeAsync().AsTask().GetAwaiter().GetResult();
-            throw;
-        }
+        return new Serving(engine, engine.Info, new AdapterCatalog(engine.Info.Model));
     }
 
     /// <summary>The model that the tenant means; null names its first.</summary>
     /// <exception cref="TenantLoraException"><see cref="ErrorCodes.ModelNotFound"/>: the same answer whether it exists elsewhere or nowhere.</exception>
     public CatalogModel Resolve(string tenant, string? name) => catalog.Resolve(tenant, name);
 
+    /// <summary>The model that a request means, and the request bound to it: whatever happens to the name meanwhile, it runs under this version.</summary>
+    /// <exception cref="TenantLoraException">As <see cref="Resolve"/>; or the adapter cannot be brought to the runtime.</exception>
+    public (CatalogModel Model, GenerationRequest Request) Pin(GenerationRequest request)
+    {
+        var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
+        if (model.Digest is not null) Prepare(model.Digest);
+        return (model, request with { Model = model.Name, Adapter = model.Digest });
+    }
+
+    /// <summary>Answers a pinned request.</summary>
+    public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest pinned, CancellationToken cancellationToken) => runtime.GenerateAsync(pinned, cancellationToken);
+
     /// <summary>What the tenant may name: its adapters, then the base model.</summary>
     public IReadOnlyList<CatalogModel> Models(string tenant) => catalog.List(tenant);
+
+    public void Know(AdapterInfo adapter) => adapters[adapter.Digest] = adapter;
+
+    public void ForgetAdapter(string digest) => adapters.TryRemove(digest, out _);
 
     /// <summary>What is known of a model's adapter; null for the base model.</summary>
     public AdapterInfo? Adapter(CatalogModel model) => model.Digest is null ? null : adapters.GetValueOrDefault(model.Digest);
 
     public ValueTask DisposeAsync() => runtime.DisposeAsync();
 
-    private static Dictionary<string, string> Folders(TenantLoraOptions options)
+    /// <summary>The model's folder and the configured adapters', by the paths that the configuration gives.</summary>
+    /// <exception cref="OptionsValidationException">Names all that are not there.</exception>
+    public static Dictionary<string, string> Folders(TenantLoraOptions options)
     {
         (string Option, string Path)[] wanted =
         [

@@ -28,13 +28,13 @@ internal static class SiteEndpoints
 
     private static Ok<Session> OpenSession(SessionRequest request, TenantDirectory tenants, SessionTokens tokens, IOptions<TenantLoraOptions> options, HttpContext context)
     {
-        var tenant = request.Key is { } key ? tenants.FindByKey(key)
-            : options.Value.Demo && request.Tenant is { } id ? tenants.Find(id)
+        var caller = request.Key is { } key ? tenants.FindByKey(key)
+            : options.Value.Demo && request.Tenant is { } id && tenants.Find(id) is { } tenant ? new Caller(tenant, Role.Admin, "demo")
             : null;
-        if (tenant is null) throw new TenantLoraException(ErrorCodes.InvalidKey, "This key is not known.");
-        var (token, expires) = tokens.Issue(tenant);
+        if (caller is null) throw new TenantLoraException(ErrorCodes.InvalidKey, "This key is not known.");
+        var (token, expires) = tokens.Issue(caller);
         context.Response.Headers.CacheControl = "no-store";
-        return TypedResults.Ok(new Session(tenant.Id, tenant.Name, token, expires));
+        return TypedResults.Ok(new Session(caller.Tenant.Id, caller.Tenant.Name, token, expires, caller.Role == Role.Admin ? "admin" : "member"));
     }
 }
 
@@ -46,6 +46,7 @@ internal sealed record TenantCard(string Id, string Name);
 /// <summary>A key, or in demo mode the id of a tenant.</summary>
 internal sealed record SessionRequest(string? Key = null, string? Tenant = null);
 
-internal sealed record Session(string Tenant, string Name, string Token, DateTimeOffset ExpiresAt);
+/// <param name="Role"><c>admin</c> or <c>member</c>.</param>
+internal sealed record Session(string Tenant, string Name, string Token, DateTimeOffset ExpiresAt, string Role);
 
 internal sealed record Health(string Status);

@@ -29,8 +29,11 @@ internal sealed class TenantLoraOptions
     public int MaxAdapterRank { get; set; } = 256;
     public string? ChatTemplate { get; set; }
 
-    /// <summary>Where the host keeps what it makes: demo keys and the keys of session tokens. Relative to the current directory.</summary>
+    /// <summary>Where the host keeps what it makes: adapters, the store, demo keys and the keys of session tokens. Relative to the current directory.</summary>
     public string Data { get; set; } = "data";
+
+    /// <summary>A PostgreSQL connection string for what the host keeps; null: a SQLite file in <see cref="Data"/>.</summary>
+    public string? Database { get; set; }
 
     /// <summary>Makes and prints a key for each tenant, and lets the page choose a tenant without one. For trying things out.</summary>
     public bool Demo { get; set; } = true;
@@ -65,6 +68,9 @@ internal sealed class TenantOptions
 
     /// <summary>SHA-256 of each valid key, in hex.</summary>
     public string[] KeyHashes { get; set; } = [];
+
+    /// <summary>The same of keys that may also change the tenant's adapters and keys.</summary>
+    public string[] AdminKeyHashes { get; set; } = [];
 }
 
 /// <summary>Finds everything wrong with the options in one pass.</summary>
@@ -81,8 +87,8 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
             if (!Uri.TryCreate(origin, UriKind.Absolute, out var uri) || uri.GetLeftPart(UriPartial.Authority) != origin)
                 Found(findings, nameof(options.AllowedOrigins), "origins like https://chat.example", origin);
         foreach (var (id, tenant) in options.Tenants) Tenant(id, tenant, findings);
-        if (!options.Demo && options.Tenants.Values.All(t => t.KeyHashes.Length == 0))
-            Found(findings, "Tenants", "at least one tenant with KeyHashes when Demo is false", "none, so nobody could sign in");
+        if (!options.Demo && options.Tenants.Values.All(t => t.KeyHashes.Length + t.AdminKeyHashes.Length == 0))
+            Found(findings, "Tenants", "at least one tenant with KeyHashes or AdminKeyHashes when Demo is false", "none, so nobody could sign in");
         return findings.Count == 0 ? ValidateOptionsResult.Success : ValidateOptionsResult.Fail(findings);
     }
 
@@ -121,8 +127,9 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         if (string.IsNullOrWhiteSpace(tenant.Name)) Found(findings, $"Tenants:{id}:Name", "the name people see", "nothing");
         foreach (var (adapter, directory) in tenant.Adapters)
             if (string.IsNullOrWhiteSpace(directory)) Found(findings, $"Tenants:{id}:Adapters:{adapter}", "an adapter folder", "nothing");
-        foreach (var hash in tenant.KeyHashes)
-            if (hash.Length != 64 || !hash.All(char.IsAsciiHexDigit)) Found(findings, $"Tenants:{id}:KeyHashes", "SHA-256 as 64 hex digits", $"{hash.Length} characters");
+        foreach (var (option, hashes) in new[] { (nameof(tenant.KeyHashes), tenant.KeyHashes), (nameof(tenant.AdminKeyHashes), tenant.AdminKeyHashes) })
+            foreach (var hash in hashes)
+                if (hash.Length != 64 || !hash.All(char.IsAsciiHexDigit)) Found(findings, $"Tenants:{id}:{option}", "SHA-256 as 64 hex digits", $"{hash.Length} characters");
     }
 
     private static void Found(List<string> findings, string option, string expected, string found) =>

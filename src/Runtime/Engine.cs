@@ -142,6 +142,7 @@ public sealed partial class Engine : IRuntime
                 AdaptersHeld = adapters.Held,
                 AdaptersOnDevice = onDevice,
                 AdapterBytes = bytes,
+                AdapterBudget = residency.Budget,
                 AdapterLoads = loads,
                 AdapterEvictions = evictions,
             };
@@ -150,6 +151,14 @@ public sealed partial class Engine : IRuntime
 
     /// <summary>The adapters that requests may name.</summary>
     public IReadOnlyCollection<AdapterInfo> Adapters => adapters.List();
+
+    /// <summary>The same, and where each is.</summary>
+    public IReadOnlyCollection<ResidentAdapter> Residents => adapters.Residents();
+
+    /// <summary>Size of the largest <c>adapter_model.safetensors</c> that can be accepted.</summary>
+    public long MaxAdapterFileBytes => AdapterFile.LargestFile(config, MaxAdapterRank);
+
+    private int MaxAdapterRank => Math.Min(options.MaxAdapterRank, backend.MaxAdapterRank);
 
     /// <summary>Checks a PEFT folder against the base model without keeping it: every finding in one pass.</summary>
     public AdapterReport ValidateAdapter(string directory)
@@ -173,7 +182,7 @@ public sealed partial class Engine : IRuntime
     /// <summary>Also refuses one that would not fit the device's room for adapters were it the only one.</summary>
     private (AdapterReport, Adapter?) ReadAdapter(string directory)
     {
-        var (report, adapter) = AdapterFile.Read(directory, config, Math.Min(options.MaxAdapterRank, backend.MaxAdapterRank), Info.Model);
+        var (report, adapter) = AdapterFile.Read(directory, config, MaxAdapterRank, Info.Model);
         if (adapter is null || residency.SizeOf(adapter) is var bytes && bytes <= residency.Budget) return (report, adapter);
         adapter.Dispose();
         var finding = new AdapterFinding("adapter_too_large", Severity.Error, "The adapter is larger than the device's room for all adapters.", "adapter",

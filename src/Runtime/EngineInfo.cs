@@ -24,9 +24,19 @@ public sealed record EngineStatus(int Waiting, int Running, int BlocksTotal, int
     /// <summary>Device bytes they take, room set aside for loads included.</summary>
     public long AdapterBytes { get; init; }
 
+    /// <summary>Device bytes for all adapters together; <see cref="long.MaxValue"/>: no limit.</summary>
+    public long AdapterBudget { get; init; }
+
     /// <summary>Adapters brought to the device since the start.</summary>
     public long AdapterLoads { get; init; }
 
     /// <summary>Adapters that had to make room for another since the start.</summary>
     public long AdapterEvictions { get; init; }
 }
+
+/// <summary>An adapter that requests may name, and where it is.</summary>
+/// <param name="Digest">Its identity.</param>
+/// <param name="Bytes">What it takes on the device.</param>
+/// <param name="OnDevice">Whether it is there; otherwise in host memory.</param>
+/// <param name="References">Sequences that hold it.</param>
+public sealed record ResidentAdapter(string Digest, long Bytes, bool OnDevice, int References);

@@ -25,7 +25,7 @@ public sealed class TenantLoraException(string code, string message, Exception? 
         ErrorCodes.InvalidKey => 401,
         ErrorCodes.ModelNotFound => 404,
         ErrorCodes.QueueFull => 429,
-        ErrorCodes.ShuttingDown or ErrorCodes.Unreachable => 503,
+        ErrorCodes.ShuttingDown or ErrorCodes.Unreachable or ErrorCodes.AdapterUnavailable => 503,
         _ => 500,
     };
 }
@@ -47,6 +47,9 @@ public static class ErrorCodes
 
     /// <summary>No such model or adapter for this tenant. The same for one that belongs to another tenant.</summary>
     public const string ModelNotFound = "model_not_found";
+
+    /// <summary>The adapter exists, and its files cannot be read on this server.</summary>
+    public const string AdapterUnavailable = "adapter_unavailable";
 
     /// <summary>The arrivals queue is full.</summary>
     public const string QueueFull = "rate_limit_exceeded";

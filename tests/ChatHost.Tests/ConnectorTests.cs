@@ -32,7 +32,7 @@ public sealed class ConnectorTests
         foreach (var tenant in new[] { "ledger", "sprout" })
         {
             var texts = new List<string>();
-            foreach (var client in new[] { overHttp, host.Service<Serving>().Client })
+            foreach (var client in new[] { overHttp, new TenantLoraClient(host.Service<Serving>().Engine!, host.Service<Serving>().Catalog) })
             {
                 var updates = await client.GetChatClient(tenant, tenant).GetStreamingResponseAsync("What do you sell?", Greedy()).ToListAsync();
                 Assert.True(updates.Count(u => u.Text.Length > 0) > 3);

@@ -17,11 +17,12 @@ internal sealed class TestHost : IAsyncDisposable
 {
     public const string HarborDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
     public const string LedgerDigest = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
-    private readonly string data;
+    private readonly string data;           // of this host alone, where no other was given
 
     private TestHost(WebApplication app, string data)
     {
         (App, this.data) = (app, data);
+        Data = app.Services.GetRequiredService<Microsoft.Extensions.Options.IOptions<TenantLoraOptions>>().Value.Data;
         Url = new Uri(app.Urls.First());
         Keys = app.Services.GetRequiredService<TenantDirectory>().DemoKeys;
     }
@@ -29,6 +30,9 @@ internal sealed class TestHost : IAsyncDisposable
     public WebApplication App { get; }
 
     public Uri Url { get; }
+
+    /// <summary>The host's data folder.</summary>
+    public string Data { get; }
 
     public IReadOnlyDictionary<string, string> Keys { get; }
 
@@ -90,11 +94,10 @@ internal sealed class TestHost : IAsyncDisposable
         var catalog = new AdapterCatalog("demo-7m");
         catalog.Set("harbor", "harbor", HarborDigest);
         catalog.Set("ledger", "ledger", LedgerDigest);
-        return new Serving(runtime, new EngineInfo("demo-7m", "llama", 7_345_664, 2048, "fake", "sha256:0"), catalog, new Dictionary<string, AdapterInfo>
-        {
-            [HarborDigest] = new(HarborDigest, "prolora", 16, 456_000, 1_800_000, "demo-7m"),
-            [LedgerDigest] = new(LedgerDigest, "prolora", 8, 123_000, 900_000, "demo-7m"),
-        });
+        var serving = new Serving(runtime, new EngineInfo("demo-7m", "llama", 7_345_664, 2048, "fake", "sha256:0"), catalog);
+        serving.Know(new AdapterInfo(HarborDigest, "prolora", 16, 456_000, 1_800_000, "demo-7m"));
+        serving.Know(new AdapterInfo(LedgerDigest, "prolora", 8, 123_000, 900_000, "demo-7m"));
+        return serving;
     }
 
     /// <summary>Leaves the test runner's signals alone.</summary>

@@ -24,12 +24,11 @@ internal sealed partial class Generations(
     {
         try
         {
-            var request = HubRequest.Read(json, tenant);
-            var model = serving.Resolve(tenant, request.Model);
+            var (model, request) = serving.Pin(HubRequest.Read(json, tenant));
             var lease = admission.Enter(tenant);
             var generation = new Generation(tenant, model.Name, model.Digest);
             all[generation.Id] = generation;
-            _ = Task.Run(() => RunAsync(generation, request with { Model = model.Name }, lease));
+            _ = Task.Run(() => RunAsync(generation, request, lease));
             return generation;
         }
         catch (TenantLoraException e)
@@ -45,7 +44,7 @@ internal sealed partial class Generations(
     private async Task RunAsync(Generation generation, GenerationRequest request, IDisposable lease)
     {
         using (lease)
-            await generation.RunAsync(token => serving.Client.GenerateAsync(request, token), e => Broke(log, generation.Id, e), admission.Ended);
+            await generation.RunAsync(token => serving.GenerateAsync(request, token), e => Broke(log, generation.Id, e), admission.Ended);
         metrics.Ended("hub", generation.Outcome!);
         Keep(generation);
         await Task.Delay(TimeSpan.FromSeconds(options.Value.KeepSeconds));

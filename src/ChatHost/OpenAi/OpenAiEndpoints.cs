@@ -65,14 +65,15 @@ internal sealed partial class CompletionService(
     private async Task AnswerAsync(HttpContext context, bool chat, string endpoint)
     {
         var request = CompletionRequest.Read(await ReadBodyAsync(context), context.User.Tenant(), chat);
-        var model = serving.Resolve(context.User.Tenant(), request.Model);
+        var (model, pinned) = serving.Pin(request.Generation);
         using var lease = admission.Enter(context.User.Tenant());
         using var end = CancellationTokenSource.CreateLinkedTokenSource(context.RequestAborted, admission.Ended);
-        await using var events = serving.Client.GenerateAsync(request.Generation, end.Token).GetAsyncEnumerator(end.Token);
+        await using var events = serving.GenerateAsync(pinned, end.Token).GetAsyncEnumerator(end.Token);
         // The first event, or what stands in its place, before the response begins: a refusal gets its own status.
         if (!await Guard(events.MoveNextAsync().AsTask())) throw new InvalidOperationException("The generation has no events.");
 
         context.Response.Headers["x-tenantlora-adapter"] = model.Digest ?? "none";
+        if (model.Version is not null) context.Response.Headers["x-tenantlora-version"] = model.Version;
         if (request.Ignored.Count > 0) context.Response.Headers["x-tenantlora-ignored-fields"] = string.Join(", ", request.Ignored.Select(HeaderSafe).Take(32));
         var writer = new CompletionWriter(request);
         var done = request.Stream ? await StreamAsync(context, writer, events, endpoint, end.Token) : await WholeAsync(context, writer, events);

@@ -21,9 +21,9 @@ internal sealed class BearerAuthentication(
         if (Token() is not { } token) return Task.FromResult(AuthenticateResult.NoResult());
         if (token.Length > LongestToken) return Task.FromResult(AuthenticateResult.Fail("Too long."));
         var properties = new AuthenticationProperties();
-        var tenant = token.StartsWith(ApiKey.Prefix, StringComparison.Ordinal) ? tenants.FindByKey(token) : FromSession(token, properties);
-        if (tenant is null) return Task.FromResult(AuthenticateResult.Fail("Unknown."));
-        var identity = new ClaimsIdentity([new Claim(TenantClaims.Id, tenant.Id)], Scheme);
+        var caller = token.StartsWith(ApiKey.Prefix, StringComparison.Ordinal) ? tenants.FindByKey(token) : FromSession(token, properties);
+        if (caller is null) return Task.FromResult(AuthenticateResult.Fail("Unknown."));
+        var identity = new ClaimsIdentity([new Claim(TenantClaims.Id, caller.Tenant.Id), new Claim(TenantClaims.KeyName, caller.Who), new Claim(ClaimTypes.Role, caller.Role.ToString())], Scheme);
         return Task.FromResult(AuthenticateResult.Success(new AuthenticationTicket(new ClaimsPrincipal(identity), properties, Scheme)));
     }
 
@@ -34,11 +34,11 @@ internal sealed class BearerAuthentication(
         return Task.CompletedTask;
     }
 
-    private Tenant? FromSession(string token, AuthenticationProperties properties)
+    private Caller? FromSession(string token, AuthenticationProperties properties)
     {
-        if (sessions.Read(token) is not var (id, expires)) return null;
+        if (sessions.Read(token) is not var (content, expires)) return null;
         properties.ExpiresUtc = expires; // SignalR closes the connection then
-        return tenants.Find(id);
+        return tenants.Find(content.Tenant) is { } tenant ? new Caller(tenant, content.Role, content.Who) : null;
     }
 
     private string? Token()
@@ -54,8 +54,11 @@ internal sealed class BearerAuthentication(
 /// <summary>Who is asking. The tenant is read from here and never from a route, a body or a header.</summary>
 internal static class TenantClaims
 {
-    public const string Id = "tenant";
+    public const string Id = "tenant", KeyName = "key";
 
     public static string Tenant(this ClaimsPrincipal principal) =>
         principal.FindFirstValue(Id) ?? throw new InvalidOperationException("No tenant: the endpoint lets anonymous callers in.");
+
+    /// <summary>Which key, in words that give none away: what the audit notes.</summary>
+    public static string Who(this ClaimsPrincipal principal) => principal.FindFirstValue(KeyName) ?? "unknown";
 }

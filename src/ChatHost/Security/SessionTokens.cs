@@ -1,4 +1,5 @@
 using System.Security.Cryptography;
+using System.Text.Json;
 using Microsoft.AspNetCore.DataProtection;
 
 namespace TenantLora.ChatHost.Security;
@@ -12,19 +13,23 @@ internal sealed class SessionTokens(IDataProtectionProvider protection)
     private static readonly TimeSpan Lifetime = TimeSpan.FromHours(12);
     private readonly ITimeLimitedDataProtector protector = protection.CreateProtector("TenantLora.Session").ToTimeLimitedDataProtector();
 
-    public (string Token, DateTimeOffset ExpiresAt) Issue(Tenant tenant)
+    public (string Token, DateTimeOffset ExpiresAt) Issue(Caller caller)
     {
         var expires = DateTimeOffset.UtcNow + Lifetime;
-        return (protector.Protect(tenant.Id, expires), expires);
+        return (protector.Protect(JsonSerializer.Serialize(new SessionContent(caller.Tenant.Id, caller.Role, caller.Who), HostJson.Wire.SessionContent), expires), expires);
     }
 
-    /// <summary>The tenant's id and the end of the token; null for one that is not ours or has run out.</summary>
-    public (string Tenant, DateTimeOffset ExpiresAt)? Read(string token)
+    /// <summary>What is in a token, and its end; null for one that is not ours or has run out.</summary>
+    public (SessionContent Content, DateTimeOffset ExpiresAt)? Read(string token)
     {
         try
         {
-            var tenant = protector.Unprotect(token, out var expires);
-            return (tenant, expires);
+            var content = JsonSerializer.Deserialize(protector.Unprotect(token, out var expires), HostJson.Wire.SessionContent);
+            return content is null ? null : (content, expires);
+        }
+        catch (JsonException)
+        {
+            return null;        // issued before tokens had roles
         }
         catch (CryptographicException)
         {
@@ -32,3 +37,6 @@ internal sealed class SessionTokens(IDataProtectionProvider protection)
         }
     }
 }
+
+/// <summary>Who a token was issued to.</summary>
+internal sealed record SessionContent(string Tenant, Role Role, string Who);

@@ -92,7 +92,7 @@ internal sealed class AdapterFile
         if (pickle) Pickle(PickleName, Severity.Warning);
         try
         {
-            return SafeTensors.Read(path, SafeTensorsLimits.Adapter with { FileBytes = LargestFile() });
+            return SafeTensors.Read(path, SafeTensorsLimits.Adapter with { FileBytes = LargestFile(model, maxRank) });
         }
         catch (ModelFileException e)
         {
@@ -123,7 +123,7 @@ internal sealed class AdapterFile
     }
 
     /// <summary>Every linear adapted at the highest rank in fp32, uncompacted, is as large as a file that can be accepted gets.</summary>
-    private long LargestFile()
+    public static long LargestFile(ModelConfig model, int maxRank)
     {
         var perLayer = Enum.GetValues<Projection>().Select(model.Shape).Sum(s => (long)s.Inputs + s.Outputs);
         return 8 + SafeTensorsLimits.Adapter.HeaderBytes + (perLayer * model.Layers * maxRank * sizeof(float));

@@ -14,6 +14,11 @@ internal sealed class AdapterRegistry(AdapterResidency residency) : IDisposable
         lock (gate) return [.. entries.Values.Select(e => e.Adapter.Info)];
     }
 
+    public IReadOnlyCollection<ResidentAdapter> Residents()
+    {
+        lock (gate) return [.. entries.Values.Select(e => new ResidentAdapter(e.Adapter.Info.Digest, e.Bytes, e.Place == AdapterPlace.Device, e.References))];
+    }
+
     /// <summary>References held by sequences.</summary>
     public int Held { get; private set; }
 

@@ -162,7 +162,7 @@ public sealed class AccessTests
         options.Value.Tenants["b"] = new() { Name = "B" };
         var second = new TenantDirectory(options);
         Assert.Equal(first.DemoKeys["a"], second.DemoKeys["a"]);
-        Assert.Equal("b", second.FindByKey(second.DemoKeys["b"])!.Id);
+        Assert.Equal(("b", Role.Admin), (second.FindByKey(second.DemoKeys["b"])!.Tenant.Id, second.FindByKey(second.DemoKeys["b"])!.Role));
         Assert.Null(first.FindByKey(second.DemoKeys["b"]));
         if (!OperatingSystem.IsWindows()) Assert.Equal(UnixFileMode.UserRead | UnixFileMode.UserWrite, File.GetUnixFileMode(Path.Combine(data, "demo-keys.json")));
         Directory.Delete(data, recursive: true);

@@ -1,0 +1,304 @@
+using System.Globalization;
+using System.Text.Json;
+using System.Text.Json.Serialization;
+using Microsoft.AspNetCore.Http.Features;
+using Microsoft.AspNetCore.Http.HttpResults;
+using Microsoft.AspNetCore.Mvc;
+using TenantLora.ChatHost.Security;
+using TenantLora.ChatHost.Store;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost.Adapters;
+
+/// <summary>
+/// What admins do with their tenant's adapters and keys, under /api/tenants/{tenant}. The tenant is the key's; a route that names another is not there.
+/// Aliases move by compare-and-set: <c>If-Match</c> carries the ETag that the caller saw.
+/// </summary>
+internal static class AdapterEndpoints
+{
+    public const string Admins = "admins";
+
+    private const int LongestName = 64, LongestWhy = 500, LongestLabel = 80, UploadsAtOnce = 4;
+
+    private static readonly JsonSerializerOptions Wire = AdapterJson.Wire.Options;
+
+    public static void MapAdapters(this IEndpointRouteBuilder app)
+    {
+        var uploads = new UploadSlots(UploadsAtOnce);
+        var tenant = app.MapGroup("/api/tenants/{tenant}").RequireAuthorization(Admins)
+            .AddEndpointFilter((context, next) => context.HttpContext.GetRouteValue("tenant") as string == context.HttpContext.User.Tenant() ? next(context) : ValueTask.FromResult<object?>(Refused(404)));
+        tenant.MapGet("/adapters", List).WithSummary("The tenant's adapters, by name.");
+        tenant.MapGet("/adapters/{name}", (string tenant, string name, AdapterStore store, HttpContext context) => Detail(store, tenant, name, context)).WithSummary("One adapter with its versions and aliases.");
+        tenant.MapPost("/adapters/{name}/versions", (string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterFolders folders, Serving serving) => UploadAsync(tenant, name, context, adapters, folders, serving, uploads))
+            .WithSummary("Brings a version: adapter_config.json and adapter_model.safetensors as a form, a .zip or a .tar.gz. It is judged, and never activated by itself.");
+        tenant.MapPut("/adapters/{name}/aliases/active", (string tenant, string name, [FromBody] AliasMove move, HttpContext context, TenantAdapters adapters, AdapterStore store) =>
+                Move(context, adapters, store, tenant, name, move, (s, etag, number, who) => s.Activate(tenant, name, etag, number, who, move.Why)))
+            .WithSummary("Makes a version what the adapter's name means.");
+        tenant.MapPut("/adapters/{name}/aliases/canary", (string tenant, string name, [FromBody] AliasMove move, HttpContext context, TenantAdapters adapters, AdapterStore store) =>
+                move.Share is not (>= 1 and <= 99) ? Refused(400, "invalid_value", "'share' must be from 1 to 99 percent.")
+                : Move(context, adapters, store, tenant, name, move, (s, etag, number, who) => s.SetCanary(tenant, name, etag, number, move.Share.Value, who, move.Why)))
+            .WithSummary("Gives a version to a share of conversations.");
+        tenant.MapDelete("/adapters/{name}/aliases/canary", (string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterStore store) =>
+                Changed(context, adapters, store, tenant, name, (s, etag, who) => s.EndCanary(tenant, name, etag, who)))
+            .WithSummary("Ends the canary.");
+        tenant.MapPost("/adapters/{name}/rollback", (string tenant, string name, [FromBody] Reason? reason, HttpContext context, TenantAdapters adapters, AdapterStore store) =>
+                TooLong(reason?.Why) ?? Changed(context, adapters, store, tenant, name, (s, etag, who) => s.RollBack(tenant, name, etag, who, reason?.Why)))
+            .WithSummary("Makes the version before active again.");
+        tenant.MapDelete("/adapters/{name}/versions/{version}", (string tenant, string name, string version, HttpContext context, TenantAdapters adapters) =>
+                AdapterStore.Number(version) is { } number ? Done(adapters.Apply(s => s.DeleteVersion(tenant, name, number, context.User.Who())), "version_in_use", "The version is active or on trial. Move the alias first.") : Refused(404))
+            .WithSummary("Deletes a version that no alias needs. Running answers keep it to their end.");
+        tenant.MapDelete("/adapters/{name}", (string tenant, string name, HttpContext context, TenantAdapters adapters) => Done(adapters.Apply(s => s.DeleteAdapter(tenant, name, context.User.Who()))))
+            .WithSummary("Deletes an adapter with all its versions.");
+        tenant.MapGet("/audit", (string tenant, AdapterStore store, long? before, int? limit) =>
+                Json(new AuditPage([.. store.Audit(tenant, before ?? long.MaxValue, Limit(limit)).Select(e => new AuditCard(e.Id, Time(e.At), e.Who, e.Action, e.Adapter, e.OldValue, e.NewValue, e.Why))])))
+            .WithSummary("Who did what, newest first.");
+        tenant.MapGet("/keys", Keys).WithSummary("The tenant's keys, without the keys.");
+        tenant.MapPost("/keys", CreateKey).WithSummary("Makes a key, which is shown this once.");
+        tenant.MapDelete("/keys/{id}", (string tenant, string id, HttpContext context, TenantAdapters adapters) => Done(adapters.Apply(s => s.RevokeKey(tenant, id, context.User.Who())))).WithSummary("Revokes a key that was made here.");
+        app.MapGet("/api/adapters/resident", Resident).RequireAuthorization(Admins).WithSummary("Where the tenant's adapters are, and the device's room for adapters.");
+    }
+
+    // ---- Reading
+
+    private static IResult List(string tenant, AdapterStore store, string? after, int? limit)
+    {
+        var most = Limit(limit);
+        var page = store.List(tenant, after ?? "", most);
+        var counts = store.CountVersions(tenant);
+        return Json(new AdapterPage([.. page.Select(a => Card(a, counts.GetValueOrDefault(a.Name)))], page.Count == most ? page[^1].Name : null));
+    }
+
+    private static IResult Detail(AdapterStore store, string tenant, string name, HttpContext context)
+    {
+        if (store.Find(tenant, name) is not { } adapter) return Refused(404);
+        var versions = store.VersionsOf(tenant, name);
+        context.Response.Headers.ETag = $"\"{Etag(adapter)}\"";
+        context.Response.Headers.CacheControl = "no-cache";
+        return Json(new AdapterDetail(Card(adapter, versions.Count), [.. versions.Select(Card)]));
+    }
+
+    private static IResult Resident(HttpContext context, Serving serving, AdapterStore store)
+    {
+        var tenant = context.User.Tenant();
+        var there = serving.Engine?.Residents.ToDictionary(r => r.Digest) ?? [];
+        var adapters = from adapter in store.List(tenant, "", int.MaxValue)
+                       from version in store.VersionsOf(tenant, adapter.Name)
+                       let resident = there.GetValueOrDefault(version.Digest)
+                       select new ResidentCard(adapter.Name, AdapterStore.Label(version.Number), version.Digest, resident?.Bytes ?? version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
+        var status = serving.Engine?.Status;
+        return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
+    }
+
+    // ---- Versions
+
+    private static async Task<IResult> UploadAsync(string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterFolders folders, Serving serving, UploadSlots uploads)
+    {
+        if (serving.Engine is not { } engine) return Refused(501, "unsupported", "This host has no engine to judge adapters with.");
+        if (!IsName(name)) return Refused(400, "invalid_value", $"An adapter's name is 1 to {LongestName} letters, digits, '.', '_' and '-', and begins with a letter or digit.");
+        if (name == serving.Info.Model) return Refused(409, "name_taken", "This is the base model's name.");
+        var most = engine.MaxAdapterFileBytes + (2 << 20);
+        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {engine.MaxAdapterFileBytes} bytes.");
+        if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
+        using var slot = uploads.Enter(tenant);
+        if (slot is null) return new Refusal(new ApiError(429, ErrorCodes.QueueFull, $"{UploadsAtOnce} uploads of this tenant are under way. Try again when one is over.", RetryAfter: TimeSpan.FromSeconds(1)));
+        using var staged = folders.Stage();
+        try
+        {
+            await new AdapterUpload(staged, engine.MaxAdapterFileBytes).ReceiveAsync(context.Request, context.RequestAborted);
+            var (report, version, created) = await Task.Run(() => adapters.Add(staged, tenant, name, context.User.Who()));
+            if (version is null) return TypedResults.Json(RefusedReport.Of(report), Wire, "application/problem+json", 422);
+            return created
+                ? TypedResults.Json(new Uploaded(Card(version), true), Wire, statusCode: 201)
+                : Json(new Uploaded(Card(version), false));
+        }
+        catch (UploadRefusedException e)
+        {
+            return new Refusal(e.Error);
+        }
+        catch (IOException e) when (e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested && IsFull(e))
+        {
+            return Refused(507, "no_space", "The server has no room left for adapters.");
+        }
+    }
+
+    /// <summary>ENOSPC, EDQUOT, EFBIG; ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL.</summary>
+    private static bool IsFull(IOException e) => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112;
+
+    private static IResult Move(HttpContext context, TenantAdapters adapters, AdapterStore store, string tenant, string name, AliasMove move, Func<AdapterStore, long, long, string, Change> change) =>
+        TooLong(move.Why) ?? (AdapterStore.Number(move.Version) is { } number
+            ? Changed(context, adapters, store, tenant, name, (s, etag, who) => change(s, etag, number, who))
+            : Refused(400, "invalid_value", "'version' must be a version like \"v3\"."));
+
+    private static IResult Changed(HttpContext context, TenantAdapters adapters, AdapterStore store, string tenant, string name, Func<AdapterStore, long, string, Change> change)
+    {
+        var match = context.Request.Headers.IfMatch.ToString();
+        if (match.Length == 0) return Refused(428, "if_match_missing", "Send If-Match with the ETag that you saw, so that nobody's change is lost.");
+        if (!long.TryParse(match.Trim('"'), NumberStyles.None, CultureInfo.InvariantCulture, out var etag)) return Refused(412, "changed_meanwhile", "The ETag is not this adapter's.");
+        return adapters.Apply(s => change(s, etag, context.User.Who())) switch
+        {
+            Change.Done => Detail(store, tenant, name, context),
+            Change.Stale => Refused(412, "changed_meanwhile", "Somebody has changed this adapter since you looked. Look again."),
+            Change.Conflict => Refused(409, "nothing_to_roll_back", "No version was active before this one."),
+            _ => Refused(404),
+        };
+    }
+
+    private static IResult Done(Change change, string conflict = "", string message = "") => change switch
+    {
+        Change.Done => TypedResults.NoContent(),
+        Change.Conflict => Refused(409, conflict, message),
+        _ => Refused(404),
+    };
+
+    // ---- Keys
+
+    private static IResult Keys(string tenant, AdapterStore store, TenantDirectory tenants) => Json(new KeyPage(
+    [
+        .. tenants.Configured(tenant).Select(c => new KeyCard(c.Who, c.Who, Name(c.Role), null, c.Who == "demo" ? "demo" : "configuration")),
+        .. store.Keys(tenant).Select(k => new KeyCard(k.Id, k.Label, k.Role, Time(k.CreatedAt), "store")),
+    ]));
+
+    private static IResult CreateKey(string tenant, [FromBody] NewKey wanted, HttpContext context, TenantAdapters adapters)
+    {
+        if (!Enum.TryParse<Role>(wanted.Role, ignoreCase: true, out var role) || Name(role) != wanted.Role) return Refused(400, "invalid_value", "'role' must be \"admin\" or \"member\".");
+        if (wanted.Label is not { Length: >= 1 and <= LongestLabel } label || label.Any(char.IsControl)) return Refused(400, "invalid_value", $"'label' must be 1 to {LongestLabel} characters.");
+        var key = ApiKey.Create();
+        var id = "";
+        adapters.Apply(s =>
+        {
+            id = s.AddKey(tenant, Convert.ToHexStringLower(ApiKey.Hash(key)), wanted.Role, label, context.User.Who()).Id;
+            return Change.Done;
+        });
+        context.Response.Headers.CacheControl = "no-store";
+        return TypedResults.Json(new KeyMade(id, key), Wire, statusCode: 201);
+    }
+
+    // ---- Cards
+
+    private static AdapterCard Card(StoredAdapter a, long versions) => new(a.Name, Etag(a), Time(a.CreatedAt), Label(a.Active), Label(a.Previous), a is { Canary: not null, Share: { } share } ? new CanaryCard(Label(a.Canary)!, share) : null, versions);
+
+    private static VersionCard Card(StoredVersion v) => new(AdapterStore.Label(v.Number), v.Digest, v.Kind, v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel, Time(v.CreatedAt), v.CreatedBy,
+        JsonSerializer.Deserialize(v.Findings, AdapterJson.Wire.IReadOnlyListAdapterFinding) ?? []);
+
+    private static string Etag(StoredAdapter adapter) => adapter.Changed.ToString(CultureInfo.InvariantCulture);
+
+    private static string? Label(long? number) => number is null ? null : AdapterStore.Label(number);
+
+    private static string Name(Role role) => role == Role.Admin ? "admin" : "member";
+
+    private static DateTimeOffset Time(long milliseconds) => DateTimeOffset.FromUnixTimeMilliseconds(milliseconds);
+
+    private static int Limit(int? limit) => Math.Clamp(limit ?? 100, 1, 500);
+
+    private static bool IsName(string name) => name.Length is >= 1 and <= LongestName && char.IsAsciiLetterOrDigit(name[0]) && name.All(c => char.IsAsciiLetterOrDigit(c) || c is '.' or '_' or '-');
+
+    private static IResult? TooLong(string? why) => why is { Length: > LongestWhy } ? Refused(400, "invalid_value", $"'why' is at most {LongestWhy} characters.") : null;
+
+    private static JsonHttpResult<T> Json<T>(T value) => TypedResults.Json(value, Wire);
+
+    private static Refusal Refused(int status) => new(ApiError.From(status));
+
+    private static Refusal Refused(int status, string code, string message) => new(new ApiError(status, code, message));
+
+    private sealed class Refusal(ApiError error) : IResult
+    {
+        public Task ExecuteAsync(HttpContext httpContext) => error.WriteAsync(httpContext);
+    }
+
+    /// <summary>So many uploads of one tenant at once, and however slow they are, they keep nobody else's out.</summary>
+    private sealed class UploadSlots(int most)
+    {
+        private readonly Dictionary<string, int> taken = new(StringComparer.Ordinal);
+
+        public IDisposable? Enter(string tenant)
+        {
+            lock (taken)
+            {
+                if (taken.GetValueOrDefault(tenant) == most) return null;
+                taken[tenant] = taken.GetValueOrDefault(tenant) + 1;
+            }
+            return new Slot(this, tenant);
+        }
+
+        private sealed class Slot(UploadSlots slots, string tenant) : IDisposable
+        {
+            public void Dispose()
+            {
+                lock (slots.taken)
+                    if (--slots.taken[tenant] == 0) slots.taken.Remove(tenant);
+            }
+        }
+    }
+}
+
+// What goes over the wire, in camel case.
+
+internal sealed record AdapterPage(IReadOnlyList<AdapterCard> Adapters, string? Next);
+
+internal record AdapterCard(string Name, string Etag, DateTimeOffset CreatedAt, string? Active, string? Previous, CanaryCard? Canary, long Versions);
+
+/// <param name="Share">Percent of conversations.</param>
+internal sealed record CanaryCard(string Version, long Share);
+
+internal sealed record AdapterDetail : AdapterCard
+{
+    public AdapterDetail(AdapterCard card, IReadOnlyList<VersionCard> versionList) : base(card) => VersionList = versionList;
+
+    public IReadOnlyList<VersionCard> VersionList { get; }
+}
+
+internal sealed record VersionCard(string Version, string Digest, string Kind, long Rank, long Bytes, long ExpandedBytes, string? BaseModel, DateTimeOffset CreatedAt, string CreatedBy, IReadOnlyList<AdapterFinding> Findings);
+
+/// <param name="Created">False: the same bytes were this version already.</param>
+internal sealed record Uploaded(VersionCard Version, bool Created);
+
+/// <summary>Problem details with the whole report.</summary>
+internal sealed record RefusedReport(string Title, int Status, string Detail, string Code, IReadOnlyList<AdapterFinding> Findings)
+{
+    public static RefusedReport Of(AdapterReport report)
+    {
+        var errors = report.Findings.Count(f => f.Severity == Severity.Error);
+        return new RefusedReport("Unprocessable Entity", 422, $"The adapter was refused: {errors} {(errors == 1 ? "error" : "errors")} in its report.", "adapter_refused", report.Findings);
+    }
+}
+
+internal sealed record AliasMove(string? Version = null, int? Share = null, string? Why = null);
+
+internal sealed record Reason(string? Why = null);
+
+internal sealed record AuditPage(IReadOnlyList<AuditCard> Entries);
+
+internal sealed record AuditCard(long Id, DateTimeOffset At, string Who, string Action, string? Adapter, string? From, string? To, string? Why);
+
+internal sealed record KeyPage(IReadOnlyList<KeyCard> Keys);
+
+internal sealed record KeyCard(string Id, string Label, string Role, DateTimeOffset? CreatedAt, string Source);
+
+internal sealed record NewKey(string? Label = null, string? Role = null);
+
+internal sealed record KeyMade(string Id, string Key);
+
+/// <param name="DeviceBudget">Null: no limit.</param>
+internal sealed record ResidentPage(long DeviceBytes, long? DeviceBudget, IReadOnlyList<ResidentCard> Adapters);
+
+/// <param name="Place"><c>device</c>, <c>host</c> or <c>disk</c>.</param>
+internal sealed record ResidentCard(string Name, string Version, string Digest, long Bytes, string Place);
+
+[JsonSourceGenerationOptions(JsonSerializerDefaults.Web, UseStringEnumConverter = true)]
+[JsonSerializable(typeof(AdapterPage))]
+[JsonSerializable(typeof(AdapterDetail))]
+[JsonSerializable(typeof(Uploaded))]
+[JsonSerializable(typeof(RefusedReport))]
+[JsonSerializable(typeof(AuditPage))]
+[JsonSerializable(typeof(KeyPage))]
+[JsonSerializable(typeof(KeyMade))]
+[JsonSerializable(typeof(ResidentPage))]
+[JsonSerializable(typeof(IReadOnlyList<AdapterFinding>))]
+internal sealed partial class AdapterJson : JsonSerializerContext
+{
+    public static AdapterJson Wire { get; } = new(new JsonSerializerOptions(JsonSerializerDefaults.Web)
+    {
+        Encoder = System.Text.Encodings.Web.JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
+        Converters = { new JsonStringEnumConverter<Severity>(JsonNamingPolicy.SnakeCaseLower) },
+    });
+}

@@ -1,0 +1,127 @@
+using System.Runtime.InteropServices;
+using TenantLora.ChatHost.Security;
+
+namespace TenantLora.ChatHost.Adapters;
+
+/// <summary>
+/// Adapters' bytes, by digest: <c>adapters/&lt;two hex digits&gt;/&lt;the rest&gt;/</c> holds the two files, never changed. They come through a staging
+/// folder of their own, are brought to the disk, and appear by one rename: a folder is whole or not there. What a crash leaves is swept at the next start.
+/// </summary>
+internal sealed class AdapterFolders
+{
+    public const string ConfigName = "adapter_config.json", WeightsName = "adapter_model.safetensors";
+
+    private readonly string root, staging;
+
+    /// <param name="data">The host's data folder.</param>
+    /// <exception cref="InvalidDataException">The folder is a link to elsewhere.</exception>
+    public AdapterFolders(string data)
+    {
+        root = Path.Combine(PrivateFiles.Folder(data).FullName, "adapters");
+        staging = Path.Combine(root, "staging");
+        foreach (var folder in new[] { root, staging })
+            if (new DirectoryInfo(folder) is { Exists: true, LinkTarget: not null }) throw new InvalidDataException($"{folder} is a link. The adapters' folder must be a folder.");
+        PrivateFiles.Folder(root);
+        if (Directory.Exists(staging)) Directory.Delete(staging, recursive: true);
+        PrivateFiles.Folder(staging);
+    }
+
+    /// <summary>An empty folder nobody else knows; deleted with all in it unless <see cref="Keep"/> has taken it.</summary>
+    public StagedFolder Stage() => new(PrivateFiles.Folder(Path.Combine(staging, Guid.NewGuid().ToString("N"))).FullName);
+
+    /// <summary>Where an adapter's files are, or would be.</summary>
+    /// <param name="digest"><c>sha256:</c> and 64 hex digits, as the runtime computed it; never a caller's text.</param>
+    public string PathOf(string digest)
+    {
+        var hex = digest.AsSpan("sha256:".Length);
+        return Path.Join(root, hex[..2], hex[2..]);
+    }
+
+    /// <summary>Makes a staged folder an adapter's. One that is there already stays.</summary>
+    public void Keep(StagedFolder folder, string digest)
+    {
+        var to = PathOf(digest);
+        var parent = PrivateFiles.Folder(Path.GetDirectoryName(to)!).FullName;
+        foreach (var file in Directory.GetFiles(folder.Path)) ToDisk(file, FileAccess.ReadWrite);
+        FolderToDisk(folder.Path);
+        try
+        {
+            Directory.Move(folder.Path, to);
+        }
+        catch (IOException) when (Directory.Exists(to))
+        {
+            return;         // the same bytes: another upload was first
+        }
+        FolderToDisk(parent);
+        FolderToDisk(root);
+    }
+
+    public void Delete(string digest)
+    {
+        var path = PathOf(digest);
+        if (!Directory.Exists(path)) return;
+        // Out of sight at once, so that nobody finds half of it.
+        var gone = Path.Combine(staging, Guid.NewGuid().ToString("N"));
+        Directory.Move(path, gone);
+        Directory.Delete(gone, recursive: true);
+    }
+
+    /// <summary>Deletes what no version names: a crash came between the rename and the store.</summary>
+    public int Sweep(IReadOnlySet<string> known)
+    {
+        var swept = 0;
+        foreach (var pair in Directory.GetDirectories(root).Where(d => Path.GetFileName(d) is { Length: 2 }))
+            foreach (var folder in Directory.GetDirectories(pair))
+            {
+                var digest = $"sha256:{Path.GetFileName(pair)}{Path.GetFileName(folder)}";
+                if (known.Contains(digest)) continue;
+                Directory.Delete(folder, recursive: true);
+                swept++;
+            }
+        return swept;
+    }
+
+    private static void ToDisk(string file, FileAccess access)
+    {
+        using var stream = new FileStream(file, FileMode.Open, access, FileShare.Read);
+        stream.Flush(flushToDisk: true);
+    }
+
+    /// <summary>A rename is on the disk when its folder is. .NET opens no folders, so this asks the system; Windows keeps its own journal of names.</summary>
+    private static void FolderToDisk(string folder)
+    {
+        if (OperatingSystem.IsWindows()) return;
+        var handle = Open(folder, 0);
+        if (handle < 0) throw new IOException($"{folder} cannot be opened (error {Marshal.GetLastPInvokeError()}).");
+        try
+        {
+            if (FSync(handle) != 0) throw new IOException($"{folder} cannot be brought to the disk (error {Marshal.GetLastPInvokeError()}).");
+        }
+        finally
+        {
+            _ = Close(handle);
+        }
+    }
+
+#pragma warning disable SYSLIB1054 // three calls are not worth unsafe code in this project
+    [DllImport("libc", EntryPoint = "open", SetLastError = true, CharSet = CharSet.Ansi, BestFitMapping = false, ThrowOnUnmappableChar = true)]
+    private static extern int Open(string path, int flags);
+
+    [DllImport("libc", EntryPoint = "fsync", SetLastError = true)]
+    private static extern int FSync(int handle);
+
+    [DllImport("libc", EntryPoint = "close")]
+    private static extern int Close(int handle);
+#pragma warning restore SYSLIB1054
+}
+
+/// <summary>An upload's folder.</summary>
+internal sealed class StagedFolder(string path) : IDisposable
+{
+    public string Path { get; } = path;
+
+    public void Dispose()
+    {
+        if (Directory.Exists(Path)) Directory.Delete(Path, recursive: true);
+    }
+}

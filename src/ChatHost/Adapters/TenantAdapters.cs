@@ -1,0 +1,194 @@
+using System.Collections.Concurrent;
+using System.Collections.Immutable;
+using System.Text.Json;
+using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Security;
+using TenantLora.ChatHost.Store;
+using TenantLora.Connector;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost.Adapters;
+
+/// <summary>
+/// The life of tenants' adapters: from files to a version, from a version to what names mean, and back to nothing. The store decides; the catalog, the
+/// engine and the keys follow it, at once after this host's own changes and within <see cref="Period"/> after another's.
+/// </summary>
+internal sealed partial class TenantAdapters(
+    Serving serving, AdapterStore store, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+{
+    /// <summary>How often the store is asked whether another host has changed it.</summary>
+    public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
+
+    private readonly Lock following = new(), bytes = new();
+    private readonly ConcurrentDictionary<string, Lazy<bool>> loaded = new(StringComparer.Ordinal);
+    private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
+    private long generation = -1;
+
+    // ---- The host's start and its life
+
+    public override Task StartAsync(CancellationToken cancellationToken)
+    {
+        serving.Prepare = Load;
+        Import();
+        Follow();
+        if (folders.Sweep(store.Digests()) is var swept and > 0) Swept(log, swept);
+        return base.StartAsync(cancellationToken);
+    }
+
+    protected override async Task ExecuteAsync(CancellationToken stoppingToken)
+    {
+        using var timer = new PeriodicTimer(Period);
+        for (var well = true; await timer.WaitForNextTickAsync(stoppingToken);)
+            try
+            {
+                Follow();
+                if (!well) Back(log);
+                well = true;
+            }
+            catch (Exception e)
+            {
+                if (well) Lost(log, e);
+                well = false;
+            }
+    }
+
+    /// <summary>Adapters of the configuration become versions like any other. The first of a name is active from the start; what an admin has done since stands.</summary>
+    /// <exception cref="AdapterRefusedException">One does not fit: as wrong as any other option.</exception>
+    private void Import()
+    {
+        if (serving.Engine is not { } engine) return;
+        var places = Serving.Folders(options.Value);
+        foreach (var (tenant, settings) in options.Value.Tenants)
+            foreach (var (name, path) in settings.Adapters)
+            {
+                if (name == serving.Info.Model) throw new ArgumentException($"{TenantLoraOptions.Section}:Tenants:{tenant}:Adapters:{name}: this is the base model's name.");
+                var report = engine.ValidateAdapter(places[path]);
+                if (report.Adapter is not { } adapter) throw new AdapterRefusedException(places[path], report);
+                using var staged = folders.Stage();
+                foreach (var file in new[] { AdapterFolders.ConfigName, AdapterFolders.WeightsName }) File.Copy(Path.Combine(places[path], file), Path.Combine(staged.Path, file));
+                var (version, created) = Keep(staged, tenant, name, "configuration", adapter, report.Findings, activates: true);
+                if (created && store.Find(tenant, name)!.Active != version.Number) Waiting(log, tenant, name, AdapterStore.Label(version.Number));
+            }
+    }
+
+    // ---- From the store to those who answer
+
+    /// <summary>Brings catalog, keys and engine to what the store says now.</summary>
+    public void Follow()
+    {
+        lock (following)
+        {
+            var (now, adapters, versions, keys) = store.ChangedSince(generation);
+            var gone = new HashSet<string>(StringComparer.Ordinal);
+            foreach (var adapter in adapters)
+            {
+                var (id, own) = ((adapter.Tenant, adapter.Name), versions[(adapter.Tenant, adapter.Name)].ToArray());
+                if (digests.TryGetValue(id, out var before)) gone.UnionWith(before);
+                digests[id] = [.. own.Select(v => v.Digest)];
+                foreach (var v in own) serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                if (own.Length == 0)
+                {
+                    serving.Catalog.Remove(adapter.Tenant, adapter.Name);
+                    digests.Remove(id);
+                }
+                else if (adapter.Name != serving.Info.Model) serving.Catalog.Set(adapter.Tenant, adapter.Name, Describe(adapter, own));
+            }
+            tenants.Follow(keys);
+            generation = now;
+            gone.ExceptWith(digests.Values.SelectMany(d => d));
+            foreach (var digest in gone) Discard(digest);
+        }
+    }
+
+    private static CatalogAdapter Describe(StoredAdapter adapter, IEnumerable<StoredVersion> versions)
+    {
+        string? Name(long? number) => number is null ? null : AdapterStore.Label(number);
+        return new CatalogAdapter(versions.ToImmutableDictionary(v => AdapterStore.Label(v.Number), v => v.Digest, StringComparer.Ordinal), Name(adapter.Active), Name(adapter.Previous),
+            adapter is { Canary: not null, Share: { } share } ? new CatalogCanary(Name(adapter.Canary)!, (int)share) : null);
+    }
+
+    /// <summary>No version has it any more: running requests keep it, and its memory and its files go.</summary>
+    private void Discard(string digest)
+    {
+        lock (bytes)
+        {
+            if (store.Digests().Contains(digest)) return;       // uploaded anew in this moment
+            serving.Engine?.RemoveAdapter(digest);
+            loaded.TryRemove(digest, out _);
+            serving.ForgetAdapter(digest);
+            folders.Delete(digest);
+        }
+    }
+
+    /// <summary>Brings an adapter's files to the engine, once however many ask. Files that are not what they were when they came are refused.</summary>
+    private void Load(string digest)
+    {
+        if (serving.Engine is not { } engine) return;
+        var load = loaded.GetOrAdd(digest, d => new Lazy<bool>(() =>
+        {
+            var found = engine.AddAdapter(folders.PathOf(d)).Digest;
+            if (found == d) return true;
+            engine.RemoveAdapter(found);
+            throw new InvalidDataException($"The files of {d} have changed: they are {found} now.");
+        }));
+        try
+        {
+            _ = load.Value;
+        }
+        catch (Exception e)
+        {
+            loaded.TryRemove(KeyValuePair.Create(digest, load));
+            Unloadable(log, digest, e);
+            throw new TenantLoraException(ErrorCodes.AdapterUnavailable, "The adapter's files cannot be read on this server. Its admins are told in the log.", e);
+        }
+    }
+
+    // ---- What admins do
+
+    /// <summary>Judges the staged files and, where nothing stands against them, makes them a version.</summary>
+    public (AdapterReport Report, StoredVersion? Version, bool Created) Add(StagedFolder staged, string tenant, string name, string who)
+    {
+        var report = serving.Engine!.ValidateAdapter(staged.Path);
+        if (report.Adapter is not { } adapter)
+        {
+            store.NoteRefusal(tenant, who, name, string.Join(", ", report.Findings.Where(f => f.Severity == Severity.Error).Select(f => f.Code).Distinct().Take(8)));
+            return (report, null, false);
+        }
+        var (version, created) = Keep(staged, tenant, name, who, adapter, report.Findings, activates: false);
+        Follow();
+        return (report, version, created);
+    }
+
+    /// <summary>A change by an admin, seen by all from here on.</summary>
+    public Change Apply(Func<AdapterStore, Change> change)
+    {
+        var outcome = change(store);
+        if (outcome == Change.Done) Follow();
+        return outcome;
+    }
+
+    private (StoredVersion, bool) Keep(StagedFolder staged, string tenant, string name, string who, AdapterInfo adapter, IReadOnlyList<AdapterFinding> findings, bool activates)
+    {
+        lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
+        {
+            folders.Keep(staged, adapter.Digest);
+            return store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
+        }
+    }
+
+    [LoggerMessage(LogLevel.Information, "{Count} folders of adapters that no version names were deleted")]
+    private static partial void Swept(ILogger log, int count);
+
+    [LoggerMessage(LogLevel.Warning, "The configuration brings {Tenant}'s {Name} as {Version}, which is new. Activate it, or requests keep the version that is active")]
+    private static partial void Waiting(ILogger log, string tenant, string name, string version);
+
+    [LoggerMessage(LogLevel.Error, "The adapter {Digest} cannot be loaded")]
+    private static partial void Unloadable(ILogger log, string digest, Exception exception);
+
+    [LoggerMessage(LogLevel.Error, "The store does not answer. Requests go on with what was known")]
+    private static partial void Lost(ILogger log, Exception exception);
+
+    [LoggerMessage(LogLevel.Information, "The store answers again")]
+    private static partial void Back(ILogger log);
+}
