@@ -92,7 +92,7 @@ internal sealed class HubConnection : IAsyncDisposable
                 if (message.TryGetProperty("invocationId", out var call) && calls.TryGetValue(call.GetString()!, out var channel)) channel.Writer.TryWrite(message);
             }
         }
-        catch (Exception e) when (e is WebSocketException or OperationCanceledException)
+        catch (Exception e) when (e is WebSocketException or OperationCanceledException or ObjectDisposedException)
         {
             // dropped
         }

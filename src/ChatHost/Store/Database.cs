@@ -8,12 +8,10 @@ namespace TenantLora.ChatHost.Store;
 
 /// <summary>
 /// Where the host keeps what must outlive it: a SQLite file in the data folder, or PostgreSQL where a connection string is configured. One schema and
-/// the same statements on both. Readers never wait for writers; of writers, one goes at a time on SQLite, and on PostgreSQL those that meet are run again.
+/// the same statements on both. Readers never wait for writers; writers go one at a time.
 /// </summary>
 internal sealed class Database : IDisposable
 {
-    private const int MostAttempts = 8;
-
     // Never edit one that has been released: add another.
     private static readonly string[] Migrations =
     [
@@ -92,8 +90,8 @@ internal sealed class Database : IDisposable
     }
 
     /// <summary>
-    /// One transaction, all or nothing. It may run more than once: <paramref name="change"/> must have no effects of its own. The number that it is given
-    /// is higher than that of every change before it, and is what rows note as when they changed.
+    /// One transaction, all or nothing, and alone: it sees all that was committed before, from whichever host. The number that <paramref name="change"/>
+    /// is given is higher than that of every change before it, and is what rows note as when they changed.
     /// </summary>
     public T Change<T>(Func<DbTransaction, long, T> change) =>
         Change(transaction =>
@@ -104,25 +102,19 @@ internal sealed class Database : IDisposable
 
     private T Change<T>(Func<DbTransaction, T> change)
     {
-        for (var attempt = 1; ; attempt++)
+        writer?.Wait();
+        try
         {
-            writer?.Wait();
-            try
-            {
-                using var connection = connect();
-                using var transaction = connection is SqliteConnection sqlite ? sqlite.BeginTransaction(deferred: false) : connection.BeginTransaction(IsolationLevel.Serializable);
-                var result = change(transaction);
-                transaction.Commit();
-                return result;
-            }
-            catch (PostgresException e) when (e.SqlState is PostgresErrorCodes.SerializationFailure or PostgresErrorCodes.DeadlockDetected && attempt < MostAttempts)
-            {
-                Thread.Sleep(Random.Shared.Next(5 * attempt));
-            }
-            finally
-            {
-                writer?.Release();
-            }
+            using var connection = connect();
+            // On PostgreSQL the generation's row is what writers wait for, before they have read anything.
+            using var transaction = connection is SqliteConnection sqlite ? sqlite.BeginTransaction(deferred: false) : connection.BeginTransaction(IsolationLevel.ReadCommitted);
+            var result = change(transaction);
+            transaction.Commit();
+            return result;
+        }
+        finally
+        {
+            writer?.Release();
         }
     }
 
