@@ -2,13 +2,14 @@ using System.Diagnostics;
 using System.Net;
 using System.Net.Http.Headers;
 using System.Runtime.InteropServices;
+using TenantLora.Tests;
 
 namespace TenantLora.ChatHost.Tests;
 
 /// <summary>The host as a process with the demo model: what a person sees at start, and what a signal does.</summary>
 public sealed partial class ProcessTests : IDisposable
 {
-    private const int SigTerm = 15;
+    private const int SigTerm = 15, SigKill = 9;
     private readonly string data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
 
     public void Dispose() => Directory.Delete(data, recursive: true);
@@ -100,6 +101,74 @@ public sealed partial class ProcessTests : IDisposable
         Assert.Contains("address already in use", error, StringComparison.Ordinal);
         Assert.DoesNotContain("   at ", error, StringComparison.Ordinal);
         taken.Stop();
+    }
+
+    /// <summary>Killed at any moment of an upload, the host has each version whole or not at all when it is back, and every one that it acknowledged.</summary>
+    [Fact]
+    public async Task A_kill_loses_nothing_that_was_acknowledged_and_leaves_nothing_half()
+    {
+        if (OperatingSystem.IsWindows()) Assert.Skip("There are no signals to send on Windows.");
+        var (random, acknowledged, sent, cutShort) = (new Random(3), new List<string>(), 0, 0);
+        var config = System.Text.Json.Nodes.JsonNode.Parse(await File.ReadAllTextAsync(Repo.Path("adapters", "harbor", "adapter_config.json")))!;
+        var weights = await File.ReadAllBytesAsync(Repo.Path("adapters", "harbor", "adapter_model.safetensors"));
+        for (var round = 0; round < 6; round++)
+        {
+            using var process = Start();
+            var (url, key) = await BannerAsync(process);
+            using var client = new HttpClient { BaseAddress = url };
+            client.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", key);
+            await CheckAsync(client);
+            var killer = Task.Delay(150 + random.Next(250)).ContinueWith(_ => Kill(process.Id, SigKill));
+            try
+            {
+                while (true)
+                {
+                    config["lora_alpha"] = 100 + ++sent;
+                    using var form = new MultipartFormDataContent
+                    {
+                        { new StringContent(config.ToJsonString()), "f", "adapter_config.json" },
+                        { new ByteArrayContent(weights), "f", "adapter_model.safetensors" },
+                    };
+                    using var response = await client.PostAsync("/api/tenants/harbor/adapters/many/versions", form);
+                    Assert.Equal(HttpStatusCode.Created, response.StatusCode);
+                    acknowledged.Add((await TestHost.ReadAsync(response)).GetProperty("version").GetProperty("digest").GetString()!);
+                }
+            }
+            catch (Exception e) when (e is HttpRequestException or IOException)
+            {
+                cutShort++;
+            }
+            await killer;
+            await process.WaitForExitAsync();
+        }
+        using var last = Start();
+        var (address, token) = await BannerAsync(last);
+        using var admin = new HttpClient { BaseAddress = address };
+        admin.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token);
+        await CheckAsync(admin);
+        Assert.Equal(6, cutShort);
+        Assert.True(acknowledged.Count > 6, $"{acknowledged.Count} were acknowledged.");
+        TestContext.Current.TestOutputHelper?.WriteLine($"{sent} uploads begun, {acknowledged.Count} acknowledged, {cutShort} kills");
+        Assert.Equal(0, Kill(last.Id, SigKill));
+        await last.WaitForExitAsync();
+
+        async Task CheckAsync(HttpClient client)
+        {
+            using var response = await client.GetAsync("/api/tenants/harbor/adapters/many");
+            var listed = response.StatusCode == HttpStatusCode.NotFound ? [] : (await TestHost.ReadAsync(response)).GetProperty("versionList").EnumerateArray().Select(v => v.GetProperty("digest").GetString()!).ToArray();
+            Assert.Superset(acknowledged.ToHashSet(), listed.ToHashSet());
+            var adapters = Path.Combine(data, "adapters");
+            Assert.Empty(Directory.GetFileSystemEntries(Path.Combine(adapters, "staging")));
+            var folders = Directory.GetDirectories(adapters).Where(d => Path.GetFileName(d).Length == 2).SelectMany(Directory.GetDirectories).ToArray();
+            Assert.Equal(listed.Length + 5, folders.Length);         // and the five tenants' own
+            Assert.All(folders, f => Assert.Equal(2, Directory.GetFiles(f).Length));
+            // Each answers: its bytes are those of its digest, or the host would refuse it.
+            foreach (var digest in listed.Take(3))
+            {
+                using var answer = await client.PostAsync("/v1/completions", TestHost.Json($$"""{"model":"many@{{digest}}","prompt":"Hi","max_tokens":1}"""));
+                Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
+            }
+        }
     }
 
     private Process Start(params string[] args) => Process.Start(new ProcessStartInfo("dotnet",

@@ -14,7 +14,7 @@ namespace TenantLora.ChatHost.Adapters;
 /// What admins do with their tenant's adapters and keys, under /api/tenants/{tenant}. The tenant is the key's; a route that names another is not there.
 /// Aliases move by compare-and-set: <c>If-Match</c> carries the ETag that the caller saw.
 /// </summary>
-internal static class AdapterEndpoints
+internal static partial class AdapterEndpoints
 {
     public const string Admins = "admins";
 
@@ -101,9 +101,9 @@ internal static class AdapterEndpoints
         if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
         using var slot = uploads.Enter(tenant);
         if (slot is null) return new Refusal(new ApiError(429, ErrorCodes.QueueFull, $"{UploadsAtOnce} uploads of this tenant are under way. Try again when one is over.", RetryAfter: TimeSpan.FromSeconds(1)));
-        using var staged = folders.Stage();
         try
         {
+            using var staged = folders.Stage();
             await new AdapterUpload(staged, engine.MaxAdapterFileBytes).ReceiveAsync(context.Request, context.RequestAborted);
             var (report, version, created) = await Task.Run(() => adapters.Add(staged, tenant, name, context.User.Who()));
             if (version is null) return TypedResults.Json(RefusedReport.Of(report), Wire, "application/problem+json", 422);
@@ -115,14 +115,15 @@ internal static class AdapterEndpoints
         {
             return new Refusal(e.Error);
         }
-        catch (IOException e) when (e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested && IsFull(e))
+        catch (Exception e) when (e is IOException or UnauthorizedAccessException && e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested)
         {
-            return Refused(507, "no_space", "The server has no room left for adapters.");
+            Unwritable(context.RequestServices.GetRequiredService<ILoggerFactory>().CreateLogger(typeof(AdapterEndpoints)), e);
+            return IsFull(e) ? Refused(507, "no_space", "The server has no room left for adapters.") : Refused(503, "store_unwritable", "The server cannot write adapters at present.");
         }
     }
 
     /// <summary>ENOSPC, EDQUOT, EFBIG; ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL.</summary>
-    private static bool IsFull(IOException e) => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112;
+    private static bool IsFull(Exception e) => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112;
 
     private static IResult Move(HttpContext context, TenantAdapters adapters, AdapterStore store, string tenant, string name, AliasMove move, Func<AdapterStore, long, long, string, Change> change) =>
         TooLong(move.Why) ?? (AdapterStore.Number(move.Version) is { } number
@@ -149,6 +150,9 @@ internal static class AdapterEndpoints
         Change.Conflict => Refused(409, conflict, message),
         _ => Refused(404),
     };
+
+    [LoggerMessage(LogLevel.Error, "An upload cannot be written")]
+    private static partial void Unwritable(ILogger log, Exception exception);
 
     // ---- Keys
 
