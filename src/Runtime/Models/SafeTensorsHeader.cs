@@ -111,7 +111,7 @@ internal ref struct SafeTensorsHeader
     private TensorEntry Tensor(string name)
     {
         if (name.Length is 0 or > LongestName || name.AsSpan().ContainsAnyExcept(NameCharacters))
-            Refuse(name, $"a name of 1 to {LongestName} of A-Z a-z 0-9 . _ -", $"{name.Length} characters");
+            Refuse(name.Length == 0 ? "header" : name, $"a name of 1 to {LongestName} of A-Z a-z 0-9 . _ -", $"{name.Length} characters");
 
         string? type = null;
         long[]? shape = null, offsets = null;
