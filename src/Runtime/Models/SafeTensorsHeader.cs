@@ -104,7 +104,8 @@ internal ref struct SafeTensorsHeader
             if (!keys.Add(Text())) Refuse("__metadata__", "each key once", "one twice");
             Next("a string", JsonTokenType.String, "__metadata__");
             Text();
-            if (reader.BytesConsumed - start > limits.MetadataBytes) Refuse("__metadata__", $"at most {limits.MetadataBytes} bytes", "more");
+            // At least the closing brace is still to come.
+            if (reader.BytesConsumed - start >= limits.MetadataBytes) Refuse("__metadata__", $"at most {limits.MetadataBytes} bytes", "more");
         }
     }
 

@@ -1,6 +1,7 @@
 using System.Buffers.Binary;
 using System.Globalization;
 using System.Text;
+using System.Text.Json.Nodes;
 using System.Text.Unicode;
 using TenantLora.Runtime.Tests.Models;
 
@@ -11,8 +12,9 @@ namespace TenantLora.Runtime.Tests.Adapters;
 /// <param name="Config">The text of <c>adapter_config.json</c>.</param>
 /// <param name="Code">The finding that refuses it; null: it is accepted.</param>
 /// <param name="Where">That finding's place.</param>
-/// <param name="Rule">A part of what the finding says it expected and found.</param>
-internal sealed record Upload(Func<byte[]> Weights, string Config, string? Code = null, string Where = "", string Rule = "");
+/// <param name="Rule">A part of what the finding says.</param>
+/// <param name="Rank">What an accepted one has.</param>
+internal sealed record Upload(Func<byte[]> Weights, string Config, string? Code = null, string Where = "", string Rule = "", int Rank = 4);
 
 /// <summary>
 /// 122 files made to break readers of adapters, for the demo model. Each is the same right upload, a rank-4 pair for the query projection
@@ -154,7 +156,7 @@ internal static class UploadCorpus
         ["lora-rank-0"] = Ranked(0, "config_invalid", "a whole number from 1 to 2147483647, found 0"),
         ["lora-rank-over-max"] = Ranked(257, "rank_limit_exceeded", "at most 256, found 257"),
         ["lora-wrong-hidden"] = Wrong("shape_mismatch", A, "[4, 256], found F32 [4, 128]", t => t[A] = ("F32", [4, 128], Data[..2048])),
-        ["lora-transposed"] = Wrong("shape_mismatch", A, "[4, 256], found F32 [256, 4]", t => t[A] = ("F32", [256, 4], Data[..4096])),
+        ["lora-transposed"] = Wrong("shape_mismatch", A, "[4, 256], found F32 [256, 4]. It is transposed.", t => t[A] = ("F32", [256, 4], Data[..4096])),
         ["lora-layer-out-of-range"] = Extra("module_unsupported", "base_model.model.model.layers.8.self_attn.q_proj.lora_A.weight", "layers.0 to 7"),
         ["lora-layer-negative"] = Extra("module_unsupported", "base_model.model.model.layers.-1.self_attn.q_proj.lora_A.weight", "layers.0 to 7"),
         ["lora-unknown-module"] = Extra("module_unsupported", "base_model.model.model.layers.0.self_attn.w_pack.lora_A.weight", "self_attn.q_proj"),
@@ -183,6 +185,35 @@ internal static class UploadCorpus
         ["flip-header-bit-3"] = Right(() => Flip("t\"")),                                                  // format pu: nothing reads it
     };
 
+    /// <summary>On either side of each limit, and what other servers' incidents add.</summary>
+    public static IReadOnlyDictionary<string, Upload> More { get; } = new Dictionary<string, Upload>
+    {
+        ["limit-header"] = Right(() => Described(Header.PadRight(1 << 20))),
+        ["limit-header-passed"] = Wrong("header length", "at most 1048576 bytes, found 1048577", () => Described(Header.PadRight((1 << 20) + 1))),
+        ["limit-tensors"] = Wrong("tensor_unexpected", "x0", "base_model.model.<module>", t => Add(t, 8190)),
+        ["limit-tensors-passed"] = Wrong("safetensors_invalid", "header", "at most 8192 tensors", t => Add(t, 8191)),
+        ["limit-name"] = Extra("tensor_unexpected", new string('n', 256), "base_model.model.<module>"),
+        ["limit-name-passed"] = Extra("safetensors_invalid", new string('n', 64) + "...", "257 characters", new string('n', 257)),
+        ["limit-metadata"] = Right(() => Described(Swap("\"pt\"", $"\"{new string('x', 65536 - 13)}\""))),
+        ["limit-metadata-passed"] = Wrong("__metadata__", "at most 65536 bytes", () => Described(Swap("\"pt\"", $"\"{new string('x', 65536 - 12)}\""))),
+        ["limit-rank"] = Ranked(256, null, "") with { Rank = 256 },
+        ["limit-value"] = Right(() => Typed("F32", v => SafeTensorsBytes.Floats([-65504, .. v[1..]]))),
+        ["limit-value-passed"] = Valued("within 65504, found 65520", v => v[5] = 65520),
+
+        // Templates and code that others ran, paths and addresses that others followed.
+        ["config-chat-template"] = Configured("peft_unsupported", "chat_template", "found", "\"chat_template\":\"{{ ''.__class__ }}\""),
+        ["config-auto-mapping"] = Configured(null, "", "", "\"auto_mapping\":{\"parent_library\":\"evil\",\"base_model_class\":\"Model\"}"),
+        ["config-module-path"] = Configured("module_unsupported", "target_modules", "found ../../etc/passwd", "\"target_modules\":[\"q_proj\",\"../../etc/passwd\"]"),
+        ["config-base-path"] = Configured(null, "", "", "\"base_model_name_or_path\":\"/etc/passwd\""),
+        ["config-base-address"] = Configured(null, "", "", "\"base_model_name_or_path\":\"http://169.254.169.254/latest\""),
+        ["config-base-1mb"] = Configured("config_invalid", "base_model_name_or_path", "at most 1024", $"\"base_model_name_or_path\":\"{new string('x', 1_000_000)}\""),
+        ["config-negative-rank"] = Configured("config_invalid", "r", "from 1 to 2147483647, found -4", "\"r\":-4"),
+        ["config-wrapping-rank"] = Configured("config_invalid", "r", "from 1 to 2147483647, found 4294967300", "\"r\":4294967300"),
+        ["config-infinite-alpha"] = Configured("config_invalid", "lora_alpha", "a number from", "\"lora_alpha\":1e999"),
+        ["config-crlf-field"] = Configured("peft_unsupported", "a\\u000d\\u000ab", "found 1", "\"a\\r\\nb\":1"),
+        ["config-64k-field"] = Configured("peft_unsupported", new string('n', 64) + "...", "found 1", $"\"{new string('n', 65536)}\":1"),
+    };
+
     private static Upload Right(Func<byte[]> weights) => new(weights, Config);
 
     /// <summary>No safetensors file of those that are accepted from strangers.</summary>
@@ -199,10 +230,25 @@ internal static class UploadCorpus
         return SafeTensorsBytes.Of(tensors.Select(t => (t.Key, t.Value.Item1, t.Value.Item2, t.Value.Item3)));
     }, Config, code, $"{File}: {where}", rule);
 
-    private static Upload Extra(string code, string name, string rule) => Wrong(code, name, rule, t => t[name] = ("F32", [4, 256], Data[..4096]));
+    private static Upload Extra(string code, string where, string rule, string? name = null) =>
+        Wrong(code, where, rule, t => t[name ?? where] = ("F32", [4, 256], Data[..4096]));
+
+    private static void Add(OrderedDictionary<string, (string, long[], byte[])> tensors, int more)
+    {
+        for (var i = 0; i < more; i++) tensors[$"x{i}"] = ("U8", [1], [0]);
+    }
+
+    /// <summary>The config with one field of its own or in another's place.</summary>
+    private static Upload Configured(string? code, string where, string rule, string field)
+    {
+        var config = JsonNode.Parse(Config)!.AsObject();
+        var name = JsonNode.Parse($"{{{field}}}")!.AsObject().Single().Key;
+        config.Remove(name);
+        return new(() => Good, config.ToJsonString()[..^1] + $",{field}}}", code, $"adapter_config.json: {where}", rule);
+    }
 
     /// <summary>Config and tensors agree on the rank.</summary>
-    private static Upload Ranked(int rank, string code, string rule) => new(
+    private static Upload Ranked(int rank, string? code, string rule) => new(
         () => SafeTensorsBytes.Of([(A, "F16", [rank, 256], new byte[512 * rank]), (B, "F16", [256, rank], new byte[512 * rank])]),
         Config.Replace("\"r\":4", $"\"r\":{rank}", StringComparison.Ordinal), code, "adapter_config.json: r", rule);
 

@@ -22,27 +22,27 @@ public sealed class UploadCorpusTests(UploadCorpusTests.Served served) : IClassF
 
     public void Dispose() => Directory.Delete(folder, recursive: true);
 
-    public static TheoryData<string> Names => [.. UploadCorpus.Cases.Keys];
+    public static TheoryData<string> Names => [.. UploadCorpus.Cases.Keys, .. UploadCorpus.More.Keys];
 
     [Theory]
     [MemberData(nameof(Names))]
     public void An_upload_becomes_what_its_case_says(string name)
     {
-        var upload = UploadCorpus.Cases[name];
+        var upload = UploadCorpus.Cases.GetValueOrDefault(name) ?? UploadCorpus.More[name];
         var report = Judge(upload);
 
         var errors = report.Findings.Where(f => f.Severity == Severity.Error).ToList();
         if (upload.Code is null)
         {
             Assert.Empty(errors);
-            Assert.Equal(("lora", 4), (report.Adapter!.Kind, report.Adapter.Rank));
+            Assert.Equal(("lora", upload.Rank), (report.Adapter!.Kind, report.Adapter.Rank));
             return;
         }
 
         Assert.False(report.Accepted);
         var finding = errors.FirstOrDefault(f => f.Code == upload.Code && f.Where == upload.Where);
         Assert.True(finding is not null, $"No {upload.Code} at {upload.Where} in:\n{string.Join('\n', errors)}");
-        Assert.Contains(upload.Rule, $"{finding.Expected}, found {finding.Found}", StringComparison.Ordinal);
+        Assert.Contains(upload.Rule, $"{finding.What} Expected {finding.Expected}, found {finding.Found}. {finding.Fix}", StringComparison.Ordinal);
     }
 
     /// <summary>As many of each group as the specification lists.</summary>
