@@ -154,6 +154,15 @@ public sealed class SafeTensorsTests : IDisposable
         Assert.Throws<ModelFileException>(() => SafeTensors.Read(path, SafeTensorsLimits.Adapter with { FileBytes = Good.Length - 1 }));
     }
 
+    /// <summary>Sparse, and more than any memory holds.</summary>
+    [Fact]
+    public void The_first_bytes_say_whether_the_rest_is_read()
+    {
+        var path = Write("model.gguf", "GGUF\x03\0\0\0"u8.ToArray());
+        using (var handle = File.OpenHandle(path, FileMode.Open, FileAccess.ReadWrite)) RandomAccess.SetLength(handle, 1L << 40);
+        Assert.Contains("header length: expected at most", Assert.Throws<ModelFileException>(() => SafeTensors.Read(path, SafeTensorsLimits.Adapter)).Message, StringComparison.Ordinal);
+    }
+
     /// <summary>Bit flips, length edits, cuts, splices and swapped JSON pieces of the corpus, from a fixed seed.</summary>
     [Fact]
     public void Random_damage_is_read_or_refused()
