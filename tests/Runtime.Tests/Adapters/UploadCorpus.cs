@@ -4,6 +4,7 @@ using System.Text;
 using System.Text.Json.Nodes;
 using System.Text.Unicode;
 using TenantLora.Runtime.Tests.Models;
+using Tensors = System.Collections.Generic.OrderedDictionary<string, (string Type, long[] Shape, byte[] Data)>;
 
 namespace TenantLora.Runtime.Tests.Adapters;
 
@@ -26,6 +27,8 @@ internal static class UploadCorpus
     private const string Module = "base_model.model.model.layers.0.self_attn.q_proj";
     private const string A = $"{Module}.lora_A.weight";
     private const string B = $"{Module}.lora_B.weight";
+    private const string VecA = $"{Module}.lora_A_vec";
+    private const string VecB = $"{Module}.lora_B_vec";
     private const string InfoA = """{"dtype":"F32","shape":[4,256],"data_offsets":[0,4096]}""";
     private const string InfoB = """{"dtype":"F32","shape":[256,4],"data_offsets":[4096,8192]}""";
     private const string Meta = "\"__metadata__\":{\"format\":\"pt\"}";
@@ -185,9 +188,17 @@ internal static class UploadCorpus
         ["flip-header-bit-3"] = Right(() => Flip("t\"")),                                                  // format pu: nothing reads it
     };
 
-    /// <summary>On either side of each limit, and what other servers' incidents add.</summary>
+    /// <summary>PRoLoRA's own tensors, either side of each limit, and what other servers' incidents add.</summary>
     public static IReadOnlyDictionary<string, Upload> More { get; } = new Dictionary<string, Upload>
     {
+        ["prolora-right"] = ProLora(null, "", "", _ => { }),
+        ["prolora-no-vector"] = ProLora("tensor_missing", VecB, "[1, 256], found none", t => t.Remove(VecB)),
+        ["prolora-whole-a"] = ProLora("shape_mismatch", A, "[3, 64], found F32 [3, 256]", t => t[A] = ("F32", [3, 256], Data[..3072])),
+        ["prolora-whole-rank"] = ProLora("shape_mismatch", B, "[64, 3], found F32 [64, 4]", t => t[B] = ("F32", [64, 4], Data[..1024])),
+        ["prolora-vector-upright"] = ProLora("shape_mismatch", VecA, "[1, 256], found F32 [256, 1]. It is transposed.", t => t[VecA] = ("F32", [256, 1], Data[..1024])),
+        ["prolora-vector-1d"] = ProLora("shape_mismatch", VecA, "[1, 256], found F32 [256]", t => t[VecA] = ("F32", [256], Data[..1024])),
+        ["prolora-vector-nan"] = ProLora("values_invalid", VecB, "found NaN", t => t[VecB] = ("F32", [1, 256], SafeTensorsBytes.Floats([.. Values[..255], float.NaN]))),
+
         ["limit-header"] = Right(() => Described(Header.PadRight(1 << 20))),
         ["limit-header-passed"] = Wrong("header length", "at most 1048576 bytes, found 1048577", () => Described(Header.PadRight((1 << 20) + 1))),
         ["limit-tensors"] = Wrong("tensor_unexpected", "x0", "base_model.model.<module>", t => Add(t, 8190)),
@@ -223,17 +234,33 @@ internal static class UploadCorpus
     private static Upload Pickle(Func<byte[]> weights) => new(weights, Config, "pickle_not_accepted", File, "found a pickle");
 
     /// <summary>A right file whose tensors are not the adapter's.</summary>
-    private static Upload Wrong(string code, string where, string rule, Action<OrderedDictionary<string, (string Type, long[] Shape, byte[] Data)>> spoil) => new(() =>
+    private static Upload Wrong(string code, string where, string rule, Action<Tensors> spoil) => new(() =>
     {
-        var tensors = new OrderedDictionary<string, (string, long[], byte[])> { [A] = ("F32", [4, 256], Data[..4096]), [B] = ("F32", [256, 4], Data[4096..]) };
+        var tensors = new Tensors { [A] = ("F32", [4, 256], Data[..4096]), [B] = ("F32", [256, 4], Data[4096..]) };
         spoil(tensors);
-        return SafeTensorsBytes.Of(tensors.Select(t => (t.Key, t.Value.Item1, t.Value.Item2, t.Value.Item3)));
+        return Written(tensors);
     }, Config, code, $"{File}: {where}", rule);
+
+    /// <summary>As <see cref="Wrong(string, string, string, Action{Tensors})"/>, of four chunks and a rank of which one is unshared.</summary>
+    private static Upload ProLora(string? code, string where, string rule, Action<Tensors> spoil) => new(() =>
+    {
+        var tensors = new Tensors
+        {
+            [A] = ("F32", [3, 64], Data[..768]),
+            [B] = ("F32", [64, 3], Data[768..1536]),
+            [VecA] = ("F32", [1, 256], Data[2048..3072]),
+            [VecB] = ("F32", [1, 256], Data[3072..4096]),
+        };
+        spoil(tensors);
+        return Written(tensors);
+    }, Config.Replace("\"LORA\"", "\"PROLORA\",\"unshared_r\":1,\"reduce_lora_A_x\":4,\"reduce_lora_B_x\":4", StringComparison.Ordinal), code, $"{File}: {where}", rule);
+
+    private static byte[] Written(Tensors tensors) => SafeTensorsBytes.Of(tensors.Select(t => (t.Key, t.Value.Type, t.Value.Shape, t.Value.Data)));
 
     private static Upload Extra(string code, string where, string rule, string? name = null) =>
         Wrong(code, where, rule, t => t[name ?? where] = ("F32", [4, 256], Data[..4096]));
 
-    private static void Add(OrderedDictionary<string, (string, long[], byte[])> tensors, int more)
+    private static void Add(Tensors tensors, int more)
     {
         for (var i = 0; i < more; i++) tensors[$"x{i}"] = ("U8", [1], [0]);
     }

@@ -35,7 +35,7 @@ public sealed class UploadCorpusTests(UploadCorpusTests.Served served) : IClassF
         if (upload.Code is null)
         {
             Assert.Empty(errors);
-            Assert.Equal(("lora", upload.Rank), (report.Adapter!.Kind, report.Adapter.Rank));
+            Assert.Equal((name.StartsWith("prolora", StringComparison.Ordinal) ? "prolora" : "lora", upload.Rank), (report.Adapter!.Kind, report.Adapter.Rank));
             return;
         }
 
