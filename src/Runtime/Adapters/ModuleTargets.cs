@@ -103,9 +103,9 @@ internal sealed class NameExpression
         try
         {
             if (text.Length > Longest) throw new NotSupportedException();
-            const RegexOptions options = RegexOptions.NonBacktracking | RegexOptions.CultureInvariant;
-            _ = new Regex(text, options);   // alone first, so that an unbalanced bracket cannot close our group
-            return new NameExpression(new Regex($@"\A{before}(?:{text})\z", options, TimeSpan.FromSeconds(1)));
+            // Alone first, so that an unbalanced bracket cannot close our group; only read, which costs little.
+            _ = new Regex(text, RegexOptions.CultureInvariant);
+            return new NameExpression(new Regex($@"\A{before}(?:{text})\z", RegexOptions.NonBacktracking | RegexOptions.CultureInvariant, TimeSpan.FromSeconds(1)));
         }
         catch (Exception e) when (e is ArgumentException or NotSupportedException)
         {

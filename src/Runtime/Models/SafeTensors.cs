@@ -94,8 +94,9 @@ internal sealed unsafe class SafeTensors : IDisposable
         {
             using var file = File.OpenHandle(path);
             length = RandomAccess.GetLength(file);
-            if (length < 8) throw new ModelFileException(path, "header length", "8 bytes", $"a file of {length}");
             if (length > limits.FileBytes) throw new ModelFileException(path, null, $"at most {limits.FileBytes} bytes", $"{length}");
+            Span<byte> start = stackalloc byte[8];
+            _ = SafeTensorsHeader.LengthOf(path, start[..RandomAccess.Read(file, start, 0)], length, limits);
             memory = bring(file, length);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

@@ -53,11 +53,17 @@ internal ref struct SafeTensorsHeader
     /// </summary>
     public static unsafe List<TensorEntry> Read(string file, byte* data, long length, SafeTensorsLimits limits)
     {
-        if (length < 8) throw new ModelFileException(file, "header length", "8 bytes", $"a file of {length}");
-        var size = BinaryPrimitives.ReadUInt64LittleEndian(new ReadOnlySpan<byte>(data, 8));
+        var size = LengthOf(file, new ReadOnlySpan<byte>(data, (int)Math.Min(length, 8)), length, limits);
+        return new SafeTensorsHeader(file, new ReadOnlySpan<byte>(data + 8, size), length - 8 - size, limits).Tensors();
+    }
+
+    /// <summary>The header's length, told by the first 8 of the file's <paramref name="length"/> bytes: enough to leave the rest of most other formats unread.</summary>
+    public static int LengthOf(string file, ReadOnlySpan<byte> start, long length, SafeTensorsLimits limits)
+    {
+        if (!BinaryPrimitives.TryReadUInt64LittleEndian(start, out var size)) throw new ModelFileException(file, "header length", "8 bytes", $"a file of {length}");
         if (size > (ulong)limits.HeaderBytes) throw new ModelFileException(file, "header length", $"at most {limits.HeaderBytes} bytes", $"{size}");
         if (size > (ulong)(length - 8)) throw new ModelFileException(file, "header length", $"at most the {length - 8} bytes that follow", $"{size}");
-        return new SafeTensorsHeader(file, new ReadOnlySpan<byte>(data + 8, (int)size), length - 8 - (long)size, limits).Tensors();
+        return (int)size;
     }
 
     private SafeTensorsHeader(string file, ReadOnlySpan<byte> json, long dataBytes, SafeTensorsLimits limits)
@@ -104,14 +110,15 @@ internal ref struct SafeTensorsHeader
             if (!keys.Add(Text())) Refuse("__metadata__", "each key once", "one twice");
             Next("a string", JsonTokenType.String, "__metadata__");
             Text();
-            if (reader.BytesConsumed - start > limits.MetadataBytes) Refuse("__metadata__", $"at most {limits.MetadataBytes} bytes", "more");
+            // At least the closing brace is still to come.
+            if (reader.BytesConsumed - start >= limits.MetadataBytes) Refuse("__metadata__", $"at most {limits.MetadataBytes} bytes", "more");
         }
     }
 
     private TensorEntry Tensor(string name)
     {
         if (name.Length is 0 or > LongestName || name.AsSpan().ContainsAnyExcept(NameCharacters))
-            Refuse(name, $"a name of 1 to {LongestName} of A-Z a-z 0-9 . _ -", $"{name.Length} characters");
+            Refuse(name.Length == 0 ? "header" : name, $"a name of 1 to {LongestName} of A-Z a-z 0-9 . _ -", $"{name.Length} characters");
 
         string? type = null;
         long[]? shape = null, offsets = null;
