@@ -145,18 +145,28 @@ internal sealed partial class TenantAdapters(
 
     // ---- What admins do
 
-    /// <summary>Judges the staged files and, where nothing stands against them, makes them a version.</summary>
-    public (AdapterReport Report, StoredVersion? Version, bool Created) Add(StagedFolder staged, string tenant, string name, string who)
+    /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
+    public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
     {
-        var report = serving.Engine!.ValidateAdapter(staged.Path);
+        var engine = serving.Engine!;
+        var report = engine.ValidateAdapter(staged.Path);
         if (report.Adapter is not { } adapter)
         {
             store.NoteRefusal(tenant, who, name, string.Join(", ", report.Findings.Where(f => f.Severity == Severity.Error).Select(f => f.Code).Distinct().Take(8)));
             return (report, null, false);
         }
-        var (version, created) = Keep(staged, tenant, name, who, adapter, report.Findings, activates: false);
-        Follow();
-        return (report, version, created);
+        try
+        {
+            engine.AddAdapter(staged.Path);
+            AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
+            var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
+            return (report, version, created);
+        }
+        finally
+        {
+            Follow();
+            if (!store.Digests().Contains(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
+        }
     }
 
     /// <summary>A change by an admin, seen by all from here on.</summary>
