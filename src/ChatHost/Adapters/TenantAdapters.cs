@@ -11,10 +11,10 @@ namespace TenantLora.ChatHost.Adapters;
 
 /// <summary>
 /// The life of tenants' adapters: from files to a version, from a version to what names mean, and back to nothing. The store decides; the catalog, the
-/// engine and the keys follow it, at once after this host's own changes and within <see cref="Period"/> after another's.
+/// engine and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
 /// </summary>
 internal sealed partial class TenantAdapters(
-    Serving serving, AdapterStore store, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
 {
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
@@ -32,6 +32,17 @@ internal sealed partial class TenantAdapters(
         Import();
         Follow();
         if (folders.Sweep(store.Digests()) is var swept and > 0) Swept(log, swept);
+        redis.Listen(change =>
+        {
+            try
+            {
+                Follow(change);
+            }
+            catch (Exception e)
+            {
+                Unheard(log, e);            // the next look at the store will do
+            }
+        });
         return base.StartAsync(cancellationToken);
     }
 
@@ -73,12 +84,16 @@ internal sealed partial class TenantAdapters(
 
     // ---- From the store to those who answer
 
-    /// <summary>Brings catalog, keys and engine to what the store says now.</summary>
-    public void Follow()
+    /// <summary>Brings catalog, keys and engine to what the store says now, and says what was new.</summary>
+    /// <param name="change">What is known to have changed, if it is: where that is all, its record in Redis does.</param>
+    public IReadOnlyList<Announcement> Follow(Announcement? change = null)
     {
         lock (following)
         {
-            var (now, adapters, versions, keys) = store.ChangedSince(generation);
+            if (change is not null && change.Generation <= generation) return [];
+            var record = change is not null && change.Generation == generation + 1 ? redis.Find(change) : null;
+            var (now, adapters, versions, keys) = record is null ? store.ChangedSince(generation)
+                : (change!.Generation, [record.Adapter], record.Versions.ToLookup(v => (v.Tenant, v.Name)), []);
             var gone = new HashSet<string>(StringComparer.Ordinal);
             foreach (var adapter in adapters)
             {
@@ -97,6 +112,17 @@ internal sealed partial class TenantAdapters(
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
             foreach (var digest in gone) Discard(digest);
+            return [.. adapters.Select(a => new Announcement(a.Changed, a.Tenant, a.Name)), .. keys.Select(k => new Announcement(k.Changed, k.Tenant, null))];
+        }
+    }
+
+    /// <summary>Follows a change of this host's own and tells the others.</summary>
+    private void FollowAndAnnounce()
+    {
+        foreach (var change in Follow())
+        {
+            var adapter = change.Name is null ? null : store.Find(change.Tenant, change.Name);
+            redis.Announce(change, adapter is null ? null : new AdapterRecord(adapter, store.VersionsOf(change.Tenant, change.Name!)));
         }
     }
 
@@ -164,7 +190,7 @@ internal sealed partial class TenantAdapters(
         }
         finally
         {
-            Follow();
+            FollowAndAnnounce();
             if (!store.Digests().Contains(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
         }
     }
@@ -173,7 +199,7 @@ internal sealed partial class TenantAdapters(
     public Change Apply(Func<AdapterStore, Change> change)
     {
         var outcome = change(store);
-        if (outcome == Change.Done) Follow();
+        if (outcome == Change.Done) FollowAndAnnounce();
         return outcome;
     }
 
@@ -195,6 +221,9 @@ internal sealed partial class TenantAdapters(
 
     [LoggerMessage(LogLevel.Error, "The adapter {Digest} cannot be loaded")]
     private static partial void Unloadable(ILogger log, string digest, Exception exception);
+
+    [LoggerMessage(LogLevel.Warning, "A change that another host told of could not be followed at once")]
+    private static partial void Unheard(ILogger log, Exception exception);
 
     [LoggerMessage(LogLevel.Error, "The store does not answer. Requests go on with what was known")]
     private static partial void Lost(ILogger log, Exception exception);
