@@ -140,7 +140,8 @@ export type Upload =
   | { state: 'chosen'; picked: Picked; name: string }
   | { state: 'sending'; picked: Picked; name: string; sent: number; total: number }
   | { state: 'taken'; name: string; version: VersionCard; created: boolean }
-  | { state: 'refused'; picked: Picked; name: string; message: string; findings: Finding[] };
+  /** `unknown` where no answer came or the server itself failed: it may have been added. */
+  | { state: 'refused'; picked: Picked; name: string; message: string; findings: Finding[]; unknown: boolean };
 
 // ── what is done ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -238,12 +239,12 @@ export class Admin {
   // These and the keys' verbs resolve to false where it was not done; `problem` then says why.
 
   removeVersion = (card: AdapterCard, version: string): Promise<boolean> => this.#doing(async () => {
-    await this.#send('DELETE', `${adapterPath(card.name)}/versions/${encodeURIComponent(version)}`);
+    await this.#send('DELETE', `${adapterPath(card.name)}/versions/${encodeURIComponent(version)}`, undefined, card.etag);
     await this.#refresh(`${version} of ${card.name} is deleted.`);
   });
 
   remove = (card: AdapterCard): Promise<boolean> => this.#doing(async () => {
-    await this.#send('DELETE', adapterPath(card.name));
+    await this.#send('DELETE', adapterPath(card.name), undefined, card.etag);
     await this.#changed();
   });
 
@@ -284,7 +285,10 @@ export class Admin {
     } catch (error) {
       if (error instanceof DOMException && error.name === 'AbortError') this.upload.value = { state: 'chosen', picked, name };
       else if (error instanceof ApiError && error.status === 401) this.#signedOut();
-      else this.upload.value = { state: 'refused', picked, name, message: (error as Error).message, findings: (error as ApiError).findings ?? [] };
+      else {
+        const { status, message, findings } = error instanceof ApiError ? error : new ApiError(0, (error as Error).message);
+        this.upload.value = { state: 'refused', picked, name, message, findings, unknown: status < 400 || status >= 500 };
+      }
       return null;
     }
   }

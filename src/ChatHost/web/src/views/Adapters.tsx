@@ -240,7 +240,7 @@ function UploadBox({ admin, workspace, adapter, activate }: UploadProps) {
         : <ChosenForm picked={now.picked} name={now.name} send={(name) => void send(name)} cancel={() => admin.putUploadAway()} />)}
       {now?.state === 'sending' && <Sending now={now} cancel={() => admin.cancelUpload()} />}
       {now?.state === 'refused' && (
-        <Result close={() => admin.putUploadAway()} title={`Refused: nothing was added to ${now.name}.`} refused>
+        <Result close={() => admin.putUploadAway()} title={now.unknown ? `The upload to ${now.name} failed.` : `Refused: nothing was added to ${now.name}.`} refused>
           <p>{now.message}</p>
           {now.findings.length > 0 ? <Report findings={now.findings} /> : <button type="button" class="secondary" data-testid="upload-again" onClick={() => void send(now.name)}>Try again</button>}
         </Result>

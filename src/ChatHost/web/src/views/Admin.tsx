@@ -198,27 +198,29 @@ function AuditView({ admin }: { admin: Admin }) {
     <>
       <PageTitle>Audit</PageTitle>
       <p class="hint">Who changed what, newest first.</p>
-      {!audit ? <Loading admin={admin} /> : audit.items.length === 0 ? <p class="empty-list">Nothing has been changed yet.</p> : (
-        <>
-          <table class="audit" data-testid="audit">
-            <thead><tr><th scope="col">When</th><th scope="col">Who</th><th scope="col">What</th><th scope="col">Why</th></tr></thead>
-            <tbody>
-              {audit.items.map((entry) => {
-                const { what, adapter, change } = deed(entry);
-                return (
-                  <tr key={entry.id} data-testid="audit-entry" data-action={entry.action}>
-                    <td><Time at={entry.at} /></td>
-                    <td>{entry.who}</td>
-                    <td><strong>{what}</strong> {adapter} {change && <span class="change">{change}</span>}</td>
-                    <td>{entry.why}</td>
-                  </tr>
-                );
-              })}
-            </tbody>
-          </table>
-          {audit.next && <More admin={admin} />}
-        </>
+      {!audit ? <Loading admin={admin} /> : (
+        <div data-testid="audit">
+          {audit.items.length === 0 ? <p class="empty-list">Nothing has been changed yet.</p> : (
+            <table class="audit">
+              <thead><tr><th scope="col">When</th><th scope="col">Who</th><th scope="col">What</th><th scope="col">Why</th></tr></thead>
+              <tbody>
+                {audit.items.map((entry) => {
+                  const { what, adapter, change } = deed(entry);
+                  return (
+                    <tr key={entry.id} data-testid="audit-entry" data-action={entry.action}>
+                      <td><Time at={entry.at} /></td>
+                      <td>{entry.who}</td>
+                      <td><strong>{what}</strong> {adapter} {change && <span class="change">{change}</span>}</td>
+                      <td>{entry.why}</td>
+                    </tr>
+                  );
+                })}
+              </tbody>
+            </table>
+          )}
+        </div>
       )}
+      {audit?.next && <More admin={admin} />}
     </>
   );
 }
