@@ -196,6 +196,8 @@ export class Admin {
     this.problem.value = null;
     this.done.value = '';
     if (page.view === 'adapters' && page.name !== this.detail.value?.name) this.detail.value = null;
+    const upload = this.upload.value;
+    if (upload?.state === 'taken' && page.view === 'adapters' && page.name !== undefined && page.name !== upload.name) this.putUploadAway();
     await this.read();
   }
 
@@ -204,7 +206,10 @@ export class Admin {
     this.problem.value = null;
     try {
       switch (page.view) {
-        case 'adapters': page.name === undefined ? await this.#list(page) : this.#keep(page, this.detail, await this.#get<AdapterDetail>(adapterPath(page.name))); break;
+        case 'adapters':
+          if (page.name === undefined) await this.#list(page);
+          else this.#keep(page, this.detail, await this.#get<AdapterDetail>(adapterPath(page.name)));
+          break;
         case 'memory': this.#keep(page, this.resident, await request<Resident>('api/adapters/resident', this.#init())); break;
         case 'keys': this.#keep(page, this.keys, (await this.#get<{ keys: KeyCard[] }>('keys')).keys); break;
         case 'audit': this.#keep(page, this.audit, this.#part((await this.#get<{ entries: AuditEntry[] }>(`audit?limit=${auditPart}`)).entries)); break;
@@ -262,7 +267,7 @@ export class Admin {
   // ── upload ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
   choose(dropped: Candidate[]): void {
-    if (this.upload.value?.state === 'sending') return;
+    if (this.upload.value?.state === 'sending') return this.tell('One upload at a time: wait for this one, or cancel it.');
     const picked = pick(dropped);
     const selected = this.#page.view === 'adapters' ? this.#page.name : undefined;
     this.upload.value = { state: 'chosen', picked, name: selected ?? (picked.kind === 'nothing' ? '' : picked.name) };
@@ -299,6 +304,11 @@ export class Admin {
 
   putUploadAway(): void {
     this.upload.value = null;
+  }
+
+  /** Of what went wrong on the page itself. */
+  tell(message: string): void {
+    this.problem.value = { message, changed: false, unread: false };
   }
 
   // ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────────

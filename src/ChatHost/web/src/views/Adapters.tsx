@@ -84,7 +84,7 @@ export function AdapterView({ admin, workspace, name }: Props & { name: string }
           {card.versionList.length === 0 && <p class="empty-list">There is no version. Upload one.</p>}
         </section>
       )}
-      {card && <Asking admin={admin} card={card} question={question} close={() => setQuestion(null)} />}
+      {card && <Asking admin={admin} workspace={workspace} card={card} question={question} close={() => setQuestion(null)} />}
     </>
   );
 }
@@ -164,7 +164,7 @@ export const Report = ({ findings }: { findings: Finding[] }) => (
   </ul>
 );
 
-function Asking({ admin, card, question, close }: { admin: Admin; card: AdapterDetail; question: Question | null; close: () => void }) {
+function Asking({ admin, workspace, card, question, close }: Props & { card: AdapterDetail; question: Question | null; close: () => void }) {
   const { name } = card;
   const version = question && 'version' in question ? question.version : '';
   const answer = async (form: FormData): Promise<void> => {
@@ -174,7 +174,7 @@ function Asking({ admin, card, question, close }: { admin: Admin; card: AdapterD
       case 'activate': return admin.activate(card, version, why);
       case 'canary': return admin.canary(card, version, Number(form.get('share')), why);
       case 'delete': return void await admin.removeVersion(card, version);
-      case 'delete-adapter': if (await admin.remove(card)) location.hash = hashOf({ view: 'adapters' });
+      case 'delete-adapter': if (await admin.remove(card)) workspace.goTo({ view: 'adapters' });
     }
   };
   const [title, button] = {
@@ -220,7 +220,7 @@ function UploadBox({ admin, workspace, adapter, activate }: UploadProps) {
   const box = useRef<HTMLElement>(null);
   const files = useRef<HTMLInputElement>(null);
   const folder = useRef<HTMLInputElement>(null);
-  const dragging = useDropped((dropped) => admin.choose(dropped), (why) => { admin.problem.value = { message: why, changed: false, unread: false }; });
+  const dragging = useDropped((dropped) => admin.choose(dropped), (why) => admin.tell(why));
   const now = admin.upload.value;
   const state = now?.state;
   useEffect(() => { if (state && document.activeElement === document.body) box.current?.focus(); }, [state]);
@@ -230,8 +230,9 @@ function UploadBox({ admin, workspace, adapter, activate }: UploadProps) {
     input.value = ''; // So that the same files can be chosen again.
   };
   const send = async (name: string): Promise<void> => {
+    const from = workspace.page.value;
     const taken = await admin.send(name);
-    if (taken !== null && workspace.page.value.view === 'adapters') location.hash = hashOf({ view: 'adapters', name: taken });
+    if (taken !== null && workspace.page.value === from) workspace.goTo({ view: 'adapters', name: taken });
   };
   return (
     <section ref={box} tabIndex={-1} class={`card upload ${dragging ? 'dragging' : ''}`} aria-label="Upload" data-testid="upload" data-state={state ?? 'empty'}>
