@@ -37,7 +37,7 @@ public sealed class AdaptersPageTests(Chromium chromium) : IDisposable
         var result = page.GetByTestId("upload-result");
         await Expect(result).ToContainTextAsync("v2 was added to harbor.");
         await Expect(result.GetByTestId("report")).ToBeVisibleAsync();
-        await Expect(Version(tab, "v2").GetByTestId("size")).ToContainTextAsync("25 % of the 1.8 MB of plain LoRA");
+        await Expect(Version(tab, "v2").GetByTestId("size")).ToContainTextAsync("34 % of the 1.2 MB of plain LoRA");
         await Expect(Version(tab, "v1").GetByTestId("alias-active")).ToBeVisibleAsync(); // an upload activates nothing
         await tab.ShootAsync("adapter-uploaded");
         await UploadAsync(tab, sixteenth);
