@@ -138,11 +138,12 @@ internal sealed partial class TenantAdapters(
     {
         lock (bytes)
         {
-            if (store.Digests().Contains(digest)) return;       // uploaded anew in this moment
+            bool IsWanted() => store.Digests().Contains(digest);            // uploaded anew in this moment
+            if (IsWanted()) return;
             serving.Engine?.RemoveAdapter(digest);
             loaded.TryRemove(digest, out _);
             serving.ForgetAdapter(digest);
-            folders.Delete(digest);
+            folders.Delete(digest, IsWanted);
         }
     }
 
@@ -208,8 +209,10 @@ internal sealed partial class TenantAdapters(
         lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
         {
             folders.Keep(staged, adapter.Digest);
-            return store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
                 JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
+            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+            return added;
         }
     }
 

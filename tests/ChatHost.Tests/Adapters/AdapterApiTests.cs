@@ -292,6 +292,39 @@ public sealed class AdapterApiTests
     }
 
     [Fact]
+    public void A_host_sweeps_what_a_dead_one_left_and_not_what_a_living_one_uses()
+    {
+        var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+        string Kept(string byte0) => System.IO.Path.Combine(data, "adapters", byte0, new string('0', 62));
+        using (var first = new ChatHost.Adapters.AdapterFolders(data))
+        {
+            using var staged = first.Stage();
+            Directory.CreateDirectory(Kept("aa"));                  // about to be named
+            Directory.CreateDirectory(Kept("bb"));
+            Directory.SetLastWriteTimeUtc(Kept("bb"), DateTime.UtcNow.AddHours(-2));
+            using var second = new ChatHost.Adapters.AdapterFolders(data);
+            Assert.True(Directory.Exists(staged.Path));
+            Assert.Equal(1, second.Sweep(new HashSet<string>()));
+            Assert.Equal((true, false), (Directory.Exists(Kept("aa")), Directory.Exists(Kept("bb"))));
+            Directory.CreateDirectory(System.IO.Path.Combine(data, "adapters", "staging", "0123-left"));
+        }
+        using (var third = new ChatHost.Adapters.AdapterFolders(data))
+        {
+            Assert.Empty(Directory.GetDirectories(System.IO.Path.Combine(data, "adapters", "staging")));
+            Assert.Single(Directory.GetFiles(System.IO.Path.Combine(data, "adapters", "hosts")));
+            Assert.Equal(1, third.Sweep(new HashSet<string>()));
+
+            // Deleted while another host names it anew: it is there again.
+            Directory.CreateDirectory(Kept("cc"));
+            third.Delete("sha256:cc" + new string('0', 62), () => true);
+            Assert.True(Directory.Exists(Kept("cc")));
+            third.Delete("sha256:cc" + new string('0', 62), () => false);
+            Assert.False(Directory.Exists(Kept("cc")));
+        }
+        Directory.Delete(data, recursive: true);
+    }
+
+    [Fact]
     public async Task Two_hosts_on_one_store_see_each_others_moves()
     {
         var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;

@@ -40,7 +40,8 @@ public sealed class TenThousandAdapters
         using var metrics = new HostMetrics(admission);
         using var redis = new RedisCache(options, opened, metrics, TimeProvider.System, NullLogger<RedisCache>.Instance);
         var serving = TestHost.Fake(new FakeRuntime());
-        using var adapters = new TenantAdapters(serving, new AdapterStore(opened, TimeProvider.System), redis, new AdapterFolders(data), new TenantDirectory(options), options, NullLogger<TenantAdapters>.Instance);
+        using var folders = new AdapterFolders(data);
+        using var adapters = new TenantAdapters(serving, new AdapterStore(opened, TimeProvider.System), redis, folders, new TenantDirectory(options), options, NullLogger<TenantAdapters>.Instance);
         adapters.Follow();
         var start = Stopwatch.GetElapsedTime(begun);
         var memory = GC.GetTotalMemory(forceFullCollection: true) - before;
