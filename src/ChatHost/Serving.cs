@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Runtime.CompilerServices;
 using Microsoft.Extensions.Options;
 using TenantLora.Connector;
 using TenantLora.Runtime;
@@ -62,8 +63,36 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
         return (model, request with { Model = model.Name, Adapter = model.Digest });
     }
 
+    /// <summary>Told of each answer that has ended, however it did.</summary>
+    public Action<GenerationRequest, AnswerEnd> Ended { get; set; } = (_, _) => { };
+
     /// <summary>Answers a pinned request.</summary>
-    public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest pinned, CancellationToken cancellationToken) => runtime.GenerateAsync(pinned, cancellationToken);
+    public async IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest pinned, [EnumeratorCancellation] CancellationToken cancellationToken)
+    {
+        var end = new AnswerEnd(null, false);
+        try
+        {
+            await using var events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
+            while (true)
+            {
+                try
+                {
+                    if (!await events.MoveNextAsync()) break;
+                }
+                catch (Exception e) when (e is not OperationCanceledException)
+                {
+                    end = end with { Failed = true };
+                    throw;
+                }
+                if (events.Current is GenerationDone done) end = end with { Done = done };
+                yield return events.Current;
+            }
+        }
+        finally
+        {
+            Ended(pinned, end);
+        }
+    }
 
     /// <summary>What the tenant may name: its adapters, then the base model.</summary>
     public IReadOnlyList<CatalogModel> Models(string tenant) => catalog.List(tenant);
@@ -92,3 +121,8 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
         return wanted.DistinctBy(w => w.Path).ToDictionary(w => w.Path, w => Places.Find(w.Path)!);
     }
 }
+
+/// <summary>How an answer ended.</summary>
+/// <param name="Done">Null: it failed, or its reader went away.</param>
+/// <param name="Failed">By the runtime's doing.</param>
+internal sealed record AnswerEnd(GenerationDone? Done, bool Failed);

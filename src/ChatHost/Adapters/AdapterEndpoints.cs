@@ -52,6 +52,7 @@ internal static partial class AdapterEndpoints
         tenant.MapGet("/audit", (string tenant, AdapterStore store, long? before, int? limit) =>
                 Json(new AuditPage([.. store.Audit(tenant, before ?? long.MaxValue, Limit(limit)).Select(e => new AuditCard(e.Id, Time(e.At), e.Who, e.Action, e.Adapter, e.OldValue, e.NewValue, e.Why))])))
             .WithSummary("Who did what, newest first.");
+        tenant.MapGet("/usage", Used).WithSummary("Requests, tokens and times by adapter and version over the last hours.");
         tenant.MapGet("/keys", Keys).WithSummary("The tenant's keys, without the keys.");
         tenant.MapPost("/keys", CreateKey).WithSummary("Makes a key, which is shown this once.");
         tenant.MapDelete("/keys/{id}", (string tenant, string id, HttpContext context, TenantAdapters adapters) => Done(adapters.Apply(s => s.RevokeKey(tenant, id, context.User.Who())))).WithSummary("Revokes a key that was made here.");
@@ -87,6 +88,20 @@ internal static partial class AdapterEndpoints
                        select new ResidentCard(adapter.Name, AdapterStore.Label(version.Number), version.Digest, resident?.Bytes ?? version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
         var status = serving.Engine?.Status;
         return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
+    }
+
+    private static IResult Used(string tenant, Usage usage, TimeProvider time, int? hours)
+    {
+        usage.Flush();
+        var from = (time.GetUtcNow().ToUnixTimeSeconds() / 3600) - Math.Clamp(hours ?? 24, 1, 24 * 90) + 1;
+        var (rows, buckets) = usage.Since(tenant, from);
+        var times = buckets.ToLookup(b => (b.Name, b.Version, b.Measure));
+        return Json(new UsagePage(Time(from * 3_600_000),
+        [
+            .. rows.GroupBy(r => (r.Name, r.Version)).Select(g => new UsageCard(g.Key.Name, g.Key.Version is "" ? null : g.Key.Version, g.Sum(r => r.Requests), g.Sum(r => r.Errors), g.Sum(r => r.Cancelled), g.Sum(r => r.PromptTokens), g.Sum(r => r.CompletionTokens),
+                Usage.Percentile(times[(g.Key.Name, g.Key.Version, Usage.FirstToken)], 0.5), Usage.Percentile(times[(g.Key.Name, g.Key.Version, Usage.FirstToken)], 0.95), Usage.Percentile(times[(g.Key.Name, g.Key.Version, Usage.Speed)], 0.5))),
+        ],
+        [.. rows.GroupBy(r => r.Hour).Select(g => new UsageHour(Time(g.Key * 3_600_000), g.Sum(r => r.Requests), g.Sum(r => r.Errors), g.Sum(r => r.PromptTokens), g.Sum(r => r.CompletionTokens)))]));
     }
 
     // ---- Versions
@@ -282,6 +297,14 @@ internal sealed record NewKey(string? Label = null, string? Role = null);
 
 internal sealed record KeyMade(string Id, string Key);
 
+/// <param name="Hours">Those with any request, oldest first.</param>
+internal sealed record UsagePage(DateTimeOffset From, IReadOnlyList<UsageCard> Adapters, IReadOnlyList<UsageHour> Hours);
+
+/// <param name="Version">Null: the base model.</param>
+internal sealed record UsageCard(string Name, string? Version, long Requests, long Errors, long Cancelled, long PromptTokens, long CompletionTokens, double? FirstTokenP50, double? FirstTokenP95, double? TokensPerSecondP50);
+
+internal sealed record UsageHour(DateTimeOffset Hour, long Requests, long Errors, long PromptTokens, long CompletionTokens);
+
 /// <param name="DeviceBudget">Null: no limit.</param>
 internal sealed record ResidentPage(long DeviceBytes, long? DeviceBudget, IReadOnlyList<ResidentCard> Adapters);
 
@@ -297,6 +320,7 @@ internal sealed record ResidentCard(string Name, string Version, string Digest, 
 [JsonSerializable(typeof(KeyPage))]
 [JsonSerializable(typeof(KeyMade))]
 [JsonSerializable(typeof(ResidentPage))]
+[JsonSerializable(typeof(UsagePage))]
 [JsonSerializable(typeof(IReadOnlyList<AdapterFinding>))]
 internal sealed partial class AdapterJson : JsonSerializerContext
 {

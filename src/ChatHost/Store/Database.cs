@@ -27,6 +27,10 @@ internal sealed class Database : IDisposable
         CREATE TABLE versions (tenant TEXT NOT NULL, name TEXT NOT NULL, number BIGINT NOT NULL, digest TEXT NOT NULL, kind TEXT NOT NULL, rank BIGINT NOT NULL, bytes BIGINT NOT NULL, expanded_bytes BIGINT NOT NULL,
             base_model TEXT, findings TEXT NOT NULL, created_at BIGINT NOT NULL, created_by TEXT NOT NULL, PRIMARY KEY (tenant, name, number), UNIQUE (tenant, name, digest));
         CREATE INDEX versions_digest ON versions (digest);
+        CREATE TABLE usage (tenant TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, hour BIGINT NOT NULL, requests BIGINT NOT NULL, errors BIGINT NOT NULL, cancelled BIGINT NOT NULL, prompt_tokens BIGINT NOT NULL,
+            completion_tokens BIGINT NOT NULL, PRIMARY KEY (tenant, name, version, hour));
+        CREATE TABLE usage_buckets (tenant TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, hour BIGINT NOT NULL, measure TEXT NOT NULL, bucket BIGINT NOT NULL, count BIGINT NOT NULL,
+            PRIMARY KEY (tenant, name, version, hour, measure, bucket));
         CREATE TABLE audit (tenant TEXT NOT NULL, id BIGINT NOT NULL, at BIGINT NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, adapter TEXT, old_value TEXT, new_value TEXT, why TEXT, PRIMARY KEY (tenant, id));
         """,
     ];
@@ -73,7 +77,7 @@ internal sealed class Database : IDisposable
         var database = new Database(connect, postgres is not null);
         try
         {
-            database.Change(database.Migrate);
+            database.Write(database.Migrate);
         }
         catch (Exception e) when (e is DbException or ArgumentException)
         {
@@ -98,13 +102,14 @@ internal sealed class Database : IDisposable
     /// is given is higher than that of every change before it, and is what rows note as when they changed.
     /// </summary>
     public T Change<T>(Func<DbTransaction, long, T> change) =>
-        Change(transaction =>
+        Write(transaction =>
         {
             var generation = transaction.Connection!.QuerySingle<long>("UPDATE generation SET value = value + 1 WHERE one = 1 RETURNING value", transaction: transaction);
             return change(transaction, generation);
         });
 
-    private T Change<T>(Func<DbTransaction, T> change)
+    /// <summary>One transaction that no host needs to hear of.</summary>
+    public T Write<T>(Func<DbTransaction, T> change)
     {
         writer?.Wait();
         try

@@ -344,6 +344,44 @@ public sealed class AdapterApiTests
     }
 
     [Fact]
+    public async Task Usage_is_counted_by_version_and_outlives_the_host()
+    {
+        var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+        for (var run = 1; run <= 2; run++)
+        {
+            await using var host = await TestHost.StartRealAsync($"Data={data}");
+            using var admin = host.Client();
+            if (run == 1) (await admin.PostAsync(Path + "/versions", Form("ledger"))).Dispose();
+            for (var i = 0; i < 3; i++) await Ask(admin, "harbor");
+            await Ask(admin, "harbor@v2");
+            using (var tooLong = await admin.PostAsync("/v1/completions", TestHost.Json($$"""{"model":"harbor","prompt":"{{string.Concat(Enumerable.Repeat("open ", 3000))}}"}"""))) Assert.Equal(HttpStatusCode.BadRequest, tooLong.StatusCode);
+            using (var plain = await admin.PostAsync("/v1/completions", TestHost.Json("""{"model":"demo-7m","prompt":"Hi","max_tokens":3,"logit_bias":{"4089":-100,"4091":-100}}"""))) Assert.Equal(HttpStatusCode.OK, plain.StatusCode);
+
+            var usage = await Get(admin, "/api/tenants/harbor/usage?hours=2");
+            var rows = usage.GetProperty("adapters").EnumerateArray().ToDictionary(a => $"{a.GetProperty("name")}@{a.GetProperty("version")}");
+            Assert.Equal(["demo-7m@", "harbor@v1", "harbor@v2"], rows.Keys.Order(StringComparer.Ordinal));
+            Assert.Equal((4 * run, run, 51 * run), (rows["harbor@v1"].GetProperty("requests").GetInt32(), rows["harbor@v1"].GetProperty("errors").GetInt32(), rows["harbor@v1"].GetProperty("completionTokens").GetInt32()));        // 17 tokens an answer
+            Assert.Equal((run, 3 * run), (rows["harbor@v2"].GetProperty("requests").GetInt32(), rows["demo-7m@"].GetProperty("completionTokens").GetInt32()));
+            Assert.InRange(rows["harbor@v1"].GetProperty("firstTokenP50").GetDouble(), 0.001, 60_000);
+            Assert.True(rows["harbor@v1"].GetProperty("firstTokenP95").GetDouble() >= rows["harbor@v1"].GetProperty("firstTokenP50").GetDouble());
+            Assert.InRange(rows["harbor@v1"].GetProperty("tokensPerSecondP50").GetDouble(), 1, 100_000);
+            Assert.Equal(6 * run, usage.GetProperty("hours").EnumerateArray().Sum(h => h.GetProperty("requests").GetInt32()));
+            using var ledger = host.Client("ledger");
+            Assert.Empty((await Get(ledger, "/api/tenants/ledger/usage")).GetProperty("adapters").EnumerateArray());
+        }
+        Directory.Delete(data, recursive: true);
+    }
+
+    [Fact]
+    public void Percentiles_are_told_from_buckets()
+    {
+        UsageBucket[] buckets = [.. Enumerable.Range(1, 1000).GroupBy(ms => (long)Math.Floor(Math.Log(ms, Math.Pow(2, 0.25)))).Select(g => new UsageBucket("t", "a", "v1", g.Key % 2, Usage.FirstToken, g.Key, g.Count()))];
+        Assert.InRange(Usage.Percentile(buckets, 0.5)!.Value, 500 / 1.19, 500 * 1.19);
+        Assert.InRange(Usage.Percentile(buckets, 0.95)!.Value, 950 / 1.19, 950 * 1.19);
+        Assert.Null(Usage.Percentile([], 0.5));
+    }
+
+    [Fact]
     public async Task Ten_thousand_adapters_of_a_tenant_come_in_pages()
     {
         await using var host = await TestHost.StartAsync(new FakeRuntime());

@@ -37,6 +37,21 @@ public sealed class PostgresAdapterStoreTests(PostgresServer server) : AdapterSt
     private string? database;
 
     private protected override Database Open() => Database.Open("unused", database ??= server.NewDatabase());
+
+    [Fact]
+    public async Task A_host_lives_on_it()
+    {
+        await using var host = await TestHost.StartRealAsync($"Database={server.NewDatabase()}");
+        using var admin = host.Client();
+        for (var i = 1; i <= 2; i++)
+        {
+            using var answer = await admin.PostAsync("/v1/chat/completions", TestHost.Json("""{"model":"harbor","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}"""));
+            Assert.True(answer.IsSuccessStatusCode);
+            using var usage = await admin.GetAsync("/api/tenants/harbor/usage");
+            Assert.Equal(i, (await TestHost.ReadAsync(usage)).GetProperty("adapters")[0].GetProperty("requests").GetInt32());
+        }
+        Assert.False(File.Exists(Path.Combine(host.Data, "tenantlora.db")));
+    }
 }
 
 /// <summary>The same on every database.</summary>
