@@ -31,7 +31,7 @@ internal sealed class DoctorCommand(Terminal terminal, Uri address, bool serverG
         }
         foreach (var check in checks)
         {
-            terminal.Line($"{check.State,-7}  {check.Name,-8}  {check.Found}", check.State switch { Failed => Color.Red, Warning => Color.Yellow, Ok => Color.Green, _ => null });
+            terminal.Line(check.State, check.State switch { Failed => Color.Red, Warning => Color.Yellow, Ok => Color.Green, _ => Color.Default }, $"{new string(' ', 9 - check.State.Length)}{check.Name,-8}  {check.Found}");
             if (check.Fix is not null) terminal.Line($"{"",-7}  {"to mend",-8}  {check.Fix}");
         }
         return exitCode;

@@ -35,7 +35,7 @@ internal static class Report
                 Severity.Warning => ("warning", Color.Yellow),
                 _ => ("note", Color.Default),
             };
-            terminal.Line($"{word}  {finding.Code}  {finding.Where}", color);
+            terminal.Line(word, color, $"  {finding.Code}  {finding.Where}");
             terminal.Line($"  {finding.What}");
             Detail("expected", finding.Expected);
             Detail("found", finding.Found);

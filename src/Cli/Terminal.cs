@@ -54,10 +54,14 @@ internal sealed class Terminal
 
     public void Write(object value) => Out.WriteLine(JsonSerializer.Serialize(value, Json));
 
-    public void Line(string text, Color? color = null)
+    /// <summary>Broken by the terminal alone, so that what is copied from it is whole.</summary>
+    public void Line(string text) => Out.WriteLine(Clean(text));
+
+    /// <param name="lead">What the line begins with, in color where there is any.</param>
+    public void Line(string lead, Color color, string text)
     {
-        if (OutIsTerminal) console.Value.Write(new Text(Clean(text) + "\n", new Style(color)));
-        else Out.WriteLine(Clean(text));
+        console.Value.Write(new Text(lead, new Style(color)));
+        Line(text);
     }
 
     /// <summary>Columns without borders: to be read, and to be cut by other tools.</summary>
