@@ -8,12 +8,12 @@ namespace TenantLora.Cli;
 /// A conversation over /v1. Answers go to stdout, prompts and notices to stderr. Where stdin is no terminal, all of it is one question.
 /// </summary>
 /// <param name="model">Null: the first that the server lists, the tenant's first adapter.</param>
-internal sealed class ChatCommand(Terminal terminal, Uri server, string key, string? model, bool json) : IDisposable
+internal sealed class ChatCommand(Terminal terminal, Uri server, string key, string? model, bool json)
 {
     private const string Help = "/reset forgets the conversation, /model NAME changes the model, /model lists them, /exit leaves. Ctrl+C stops an answer.";
     private readonly TenantLoraClient client = new(server, _ => key);
     private readonly Lock stopping = new();
-    private CancellationTokenSource? answering;
+    private Action? stop;                // the answer under way
 
     public async Task<int> RunAsync()
     {
@@ -57,8 +57,6 @@ internal sealed class ChatCommand(Terminal terminal, Uri server, string key, str
         }
     }
 
-    public void Dispose() => answering?.Dispose();
-
     /// <summary>The whole of stdin is the question.</summary>
     private async Task<int> OnceAsync()
     {
@@ -81,11 +79,11 @@ internal sealed class ChatCommand(Terminal terminal, Uri server, string key, str
     {
         conversation.Add(new ChatMessage(ChatRole.User, question));
         List<ChatResponseUpdate> updates = [];
-        var stop = new CancellationTokenSource();
-        lock (stopping) answering = stop;
+        using var stopped = new CancellationTokenSource();
+        lock (stopping) stop = stopped.Cancel;
         try
         {
-            await foreach (var update in Chat().GetStreamingResponseAsync(conversation, cancellationToken: stop.Token))
+            await foreach (var update in Chat().GetStreamingResponseAsync(conversation, cancellationToken: stopped.Token))
             {
                 updates.Add(update);
                 Print(update.Text);
@@ -93,7 +91,7 @@ internal sealed class ChatCommand(Terminal terminal, Uri server, string key, str
             terminal.Out.WriteLine();
             if (updates[^1].FinishReason == ChatFinishReason.Length) Notice("The answer is cut: it reached the model's limit.");
         }
-        catch (OperationCanceledException) when (stop.IsCancellationRequested)
+        catch (OperationCanceledException) when (stopped.IsCancellationRequested)
         {
             terminal.Out.WriteLine();
             Notice("Stopped.");
@@ -105,8 +103,7 @@ internal sealed class ChatCommand(Terminal terminal, Uri server, string key, str
         }
         finally
         {
-            lock (stopping) answering = null;
-            stop.Dispose();
+            lock (stopping) stop = null;
         }
         // What was said so far belongs to the conversation; a question without an answer does not.
         var said = updates.ToChatResponse().Text;
@@ -119,8 +116,9 @@ internal sealed class ChatCommand(Terminal terminal, Uri server, string key, str
     {
         lock (stopping)
         {
-            if (answering is not { IsCancellationRequested: false } running) return false;
-            running.Cancel();
+            if (stop is null) return false;
+            stop();
+            stop = null;
             return true;
         }
     }

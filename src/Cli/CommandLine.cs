@@ -70,11 +70,7 @@ internal sealed partial class CommandLine(Terminal terminal)
     {
         var model = new Option<string?>("--model") { Description = "An adapter's name, name@v3, or the base model's [the tenant's first]", HelpName = "NAME" };
         var chat = new Command("chat", "A conversation; or one question from stdin where that is not a terminal") { server, key, model, json };
-        chat.SetAction(async parsed =>
-        {
-            using var command = new ChatCommand(terminal, Address(parsed), Server.CheckKey(Key(parsed)), parsed.GetValue(model), parsed.GetValue(json));
-            return await command.RunAsync();
-        });
+        chat.SetAction(parsed => new ChatCommand(terminal, Address(parsed), Server.CheckKey(Key(parsed)), parsed.GetValue(model), parsed.GetValue(json)).RunAsync());
         return chat;
     }
 

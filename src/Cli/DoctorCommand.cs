@@ -89,9 +89,10 @@ internal sealed class DoctorCommand(Terminal terminal, Uri address, bool serverG
     private void Data(string folder)
     {
         var place = folder;
-        while (!Directory.Exists(place) && Path.GetDirectoryName(place) is { } above) place = above;
         try
         {
+            for (; !Directory.Exists(place) && Path.GetDirectoryName(place) is { } above; place = above)
+                if (File.Exists(place)) throw new IOException($"{place} is a file.");
             using (new FileStream(Path.Combine(place, $".tenantlora-doctor-{Guid.NewGuid():N}"), FileMode.CreateNew, FileAccess.Write, FileShare.None, 1, FileOptions.DeleteOnClose)) { }
             Add("data", Ok, place == folder ? $"{folder} can be written" : $"{folder} can be made");
         }

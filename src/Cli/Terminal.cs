@@ -20,6 +20,8 @@ internal sealed class Terminal
     {
         Encoder = JavaScriptEncoder.UnsafeRelaxedJsonEscaping,
         WriteIndented = true,
+        RespectNullableAnnotations = true,              // what lacks a field is not the expected answer
+        RespectRequiredConstructorParameters = true,
         Converters = { new JsonStringEnumConverter<Severity>(JsonNamingPolicy.SnakeCaseLower) },
     };
 

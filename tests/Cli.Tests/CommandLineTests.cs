@@ -121,4 +121,17 @@ public sealed class CommandLineTests(DemoHost host) : IClassFixture<DemoHost>
         Assert.True(json.GetProperty("healthy").GetBoolean());
         Assert.Contains(json.GetProperty("checks").EnumerateArray(), c => c.GetProperty("name").GetString() == "clock");
     }
+
+    [Fact]
+    public async Task The_doctor_compares_clocks()
+    {
+        await using var server = await StubServer.StartAsync(context =>
+        {
+            context.Response.Headers.Date = DateTimeOffset.UtcNow.AddMinutes(-10).ToString("R");
+            return StubServer.JsonAsync(context, """{"status":"ok"}""");
+        });
+        var run = await new Tool(server.Url, null).RunAsync("doctor");
+        Assert.Equal(0, run.ExitCode);
+        Assert.Contains("10 minutes ahead of the server's", run.Out, StringComparison.Ordinal);
+    }
 }
