@@ -107,6 +107,14 @@ public sealed class ServerTests
         await using var other = await StubServer.StartAsync(context => StubServer.JsonAsync(context, "[1]"));
         Assert.Equal(1, (await new Tool(other.Url, Key).RunAsync("adapter", "ls")).ExitCode);
         Assert.Equal(1, (await new Tool(other.Url, Key).RunAsync("adapter", "show", "a")).ExitCode);
+        // Half an answer of a server of another version.
+        await using var half = await StubServer.StartAsync(context => StubServer.JsonAsync(context, context.Request.Method == "POST" ? """{"created":true}""" : """{"adapters":[{"name":"a"}],"next":null}"""));
+        foreach (var args in new string[][] { ["adapter", "ls"], ["ps"], ["adapter", "push", Repo.Path("adapters", "harbor")] })
+        {
+            var said = await new Tool(half.Url, Key).RunAsync(args);
+            Assert.Equal((1, ""), (said.ExitCode, said.Out));
+            Assert.Contains("of another version?", said.Error, StringComparison.Ordinal);
+        }
         await using var endless = await StubServer.StartAsync(context => StubServer.JsonAsync(context, """{"adapters":[],"next":"a"}"""));
         Assert.Equal(1, (await new Tool(endless.Url, Key).RunAsync("adapter", "ls")).ExitCode);
         // A redirect would take the key elsewhere.
