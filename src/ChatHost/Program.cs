@@ -91,6 +91,7 @@ internal static class Program
         services.AddSingleton(provider => new AdapterFolders(Path.GetFullPath(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Data)));
         services.AddSingleton(TimeProvider.System);
         services.AddSingleton<AdapterStore>();
+        services.AddSingleton<RedisCache>();
         services.AddSingleton<TenantAdapters>();
         services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
         services.AddSingleton<Admission>();

@@ -1,5 +1,6 @@
 using System.Globalization;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Store;
 
 namespace TenantLora.ChatHost;
 
@@ -34,6 +35,9 @@ internal sealed class TenantLoraOptions
 
     /// <summary>A PostgreSQL connection string for what the host keeps; null: a SQLite file in <see cref="Data"/>.</summary>
     public string? Database { get; set; }
+
+    /// <summary>A Redis (<c>host:port,password=…</c>) through which hosts on one store hear of each other's changes at once; null: within half a second.</summary>
+    public string? Redis { get; set; }
 
     /// <summary>Makes and prints a key for each tenant, and lets the page choose a tenant without one. For trying things out.</summary>
     public bool Demo { get; set; } = true;
@@ -82,6 +86,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         UnknownNames(findings);
         Numbers(options, findings);
         if (string.IsNullOrWhiteSpace(options.Model)) Found(findings, nameof(options.Model), "a model folder", "nothing");
+        if (options.Redis is { } redis && !RedisCache.CanRead(redis, out var why)) Found(findings, nameof(options.Redis), "host:port,password=…", why);
         if (string.IsNullOrWhiteSpace(options.Data)) Found(findings, nameof(options.Data), "a folder", "nothing");
         foreach (var origin in options.AllowedOrigins)
             if (!Uri.TryCreate(origin, UriKind.Absolute, out var uri) || uri.GetLeftPart(UriPartial.Authority) != origin)

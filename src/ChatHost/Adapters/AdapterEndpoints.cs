@@ -105,7 +105,7 @@ internal static partial class AdapterEndpoints
         {
             using var staged = folders.Stage();
             await new AdapterUpload(staged, engine.MaxAdapterFileBytes).ReceiveAsync(context.Request, context.RequestAborted);
-            var (report, version, created) = await Task.Run(() => adapters.Add(staged, tenant, name, context.User.Who()));
+            var (report, version, created) = await Task.Run(() => adapters.AddAsync(staged, tenant, name, context.User.Who()));
             if (version is null) return TypedResults.Json(RefusedReport.Of(report), Wire, "application/problem+json", 422);
             return created
                 ? TypedResults.Json(new Uploaded(Card(version), true), Wire, statusCode: 201)

@@ -6,12 +6,16 @@ namespace TenantLora.ChatHost.Adapters;
 /// <summary>
 /// Adapters' bytes, by digest: <c>adapters/&lt;two hex digits&gt;/&lt;the rest&gt;/</c> holds the two files, never changed. They come through a staging
 /// folder of their own, are brought to the disk, and appear by one rename: a folder is whole or not there. What a crash leaves is swept at the next start.
+/// <para>Hosts that share the folder hold a lock file each, by which they tell what a dead one left from what a living one is about to use.</para>
 /// </summary>
-internal sealed class AdapterFolders
+internal sealed class AdapterFolders : IDisposable
 {
     public const string ConfigName = "adapter_config.json", WeightsName = "adapter_model.safetensors";
 
-    private readonly string root, staging;
+    private static readonly TimeSpan LongestUpload = TimeSpan.FromHours(1);
+    private readonly string root, staging, hosts, host = Guid.NewGuid().ToString("N");
+    private readonly FileStream alive;
+    private readonly bool isAlone = true;
 
     /// <param name="data">The host's data folder.</param>
     /// <exception cref="InvalidDataException">The folder is a link to elsewhere.</exception>
@@ -19,15 +23,34 @@ internal sealed class AdapterFolders
     {
         root = Path.Combine(PrivateFiles.Folder(data).FullName, "adapters");
         staging = Path.Combine(root, "staging");
-        foreach (var folder in new[] { root, staging })
+        hosts = Path.Combine(root, "hosts");
+        foreach (var folder in new[] { root, staging, hosts })
             if (new DirectoryInfo(folder) is { Exists: true, LinkTarget: not null }) throw new InvalidDataException($"{folder} is a link. The adapters' folder must be a folder.");
-        PrivateFiles.Folder(root);
-        if (Directory.Exists(staging)) Directory.Delete(staging, recursive: true);
-        PrivateFiles.Folder(staging);
+        foreach (var folder in new[] { root, staging, hosts }) PrivateFiles.Folder(folder);
+        alive = new FileStream(Path.Combine(hosts, host), FileMode.CreateNew, FileAccess.ReadWrite, FileShare.None);
+        var living = new HashSet<string>(StringComparer.Ordinal);
+        foreach (var other in Directory.GetFiles(hosts).Where(f => Path.GetFileName(f) != host))
+            if (IsAlive(other)) living.Add(Path.GetFileName(other));
+            else File.Delete(other);
+        isAlone = living.Count == 0;
+        foreach (var folder in Directory.GetDirectories(staging).Where(f => !living.Contains(Path.GetFileName(f).Split('-')[0]))) Directory.Delete(folder, recursive: true);
+    }
+
+    private static bool IsAlive(string lockFile)
+    {
+        try
+        {
+            using var taken = new FileStream(lockFile, FileMode.Open, FileAccess.ReadWrite, FileShare.None);
+            return false;
+        }
+        catch (IOException)
+        {
+            return File.Exists(lockFile);
+        }
     }
 
     /// <summary>An empty folder nobody else knows; deleted with all in it unless <see cref="Keep"/> has taken it.</summary>
-    public StagedFolder Stage() => new(PrivateFiles.Folder(Path.Combine(staging, Guid.NewGuid().ToString("N"))).FullName);
+    public StagedFolder Stage() => new(PrivateFiles.Folder(Path.Combine(staging, $"{host}-{Guid.NewGuid():N}")).FullName);
 
     /// <summary>Where an adapter's files are, or would be.</summary>
     /// <param name="digest"><c>sha256:</c> and 64 hex digits, as the runtime computed it; never a caller's text.</param>
@@ -56,17 +79,18 @@ internal sealed class AdapterFolders
         FolderToDisk(root);
     }
 
-    public void Delete(string digest)
+    public bool Has(string digest) => Directory.Exists(PathOf(digest));
+
+    /// <summary>Deletes an adapter's files, unless <paramref name="isWanted"/> says, once they are out of sight, that another host has just named them.</summary>
+    public void Delete(string digest, Func<bool> isWanted)
     {
-        var path = PathOf(digest);
-        if (!Directory.Exists(path)) return;
-        // Out of sight at once, so that nobody finds half of it.
-        var gone = Path.Combine(staging, Guid.NewGuid().ToString("N"));
-        Directory.Move(path, gone);
-        Directory.Delete(gone, recursive: true);
+        using var gone = new StagedFolder(Path.Combine(staging, $"{host}-{Guid.NewGuid():N}"));
+        if (!Has(digest)) return;
+        Directory.Move(PathOf(digest), gone.Path);
+        if (isWanted() && !Has(digest)) Directory.Move(gone.Path, PathOf(digest));
     }
 
-    /// <summary>Deletes what no version names: a crash came between the rename and the store.</summary>
+    /// <summary>Deletes what no version names: a crash came between the rename and the store. What another host may be about to name is left.</summary>
     public int Sweep(IReadOnlySet<string> known)
     {
         var swept = 0;
@@ -74,11 +98,17 @@ internal sealed class AdapterFolders
             foreach (var folder in Directory.GetDirectories(pair))
             {
                 var digest = $"sha256:{Path.GetFileName(pair)}{Path.GetFileName(folder)}";
-                if (known.Contains(digest)) continue;
+                if (known.Contains(digest) || !isAlone && DateTime.UtcNow - Directory.GetLastWriteTimeUtc(folder) < LongestUpload) continue;
                 Directory.Delete(folder, recursive: true);
                 swept++;
             }
         return swept;
+    }
+
+    public void Dispose()
+    {
+        alive.Dispose();
+        File.Delete(Path.Combine(hosts, host));
     }
 
     private static void ToDisk(string file, FileAccess access)

@@ -11,10 +11,10 @@ namespace TenantLora.ChatHost.Adapters;
 
 /// <summary>
 /// The life of tenants' adapters: from files to a version, from a version to what names mean, and back to nothing. The store decides; the catalog, the
-/// engine and the keys follow it, at once after this host's own changes and within <see cref="Period"/> after another's.
+/// engine and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
 /// </summary>
 internal sealed partial class TenantAdapters(
-    Serving serving, AdapterStore store, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
 {
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
@@ -32,6 +32,17 @@ internal sealed partial class TenantAdapters(
         Import();
         Follow();
         if (folders.Sweep(store.Digests()) is var swept and > 0) Swept(log, swept);
+        redis.Listen(change =>
+        {
+            try
+            {
+                Follow(change);
+            }
+            catch (Exception e)
+            {
+                Unheard(log, e);            // the next look at the store will do
+            }
+        });
         return base.StartAsync(cancellationToken);
     }
 
@@ -73,12 +84,16 @@ internal sealed partial class TenantAdapters(
 
     // ---- From the store to those who answer
 
-    /// <summary>Brings catalog, keys and engine to what the store says now.</summary>
-    public void Follow()
+    /// <summary>Brings catalog, keys and engine to what the store says now, and says what was new.</summary>
+    /// <param name="change">What is known to have changed, if it is: where that is all, its record in Redis does.</param>
+    public IReadOnlyList<Announcement> Follow(Announcement? change = null)
     {
         lock (following)
         {
-            var (now, adapters, versions, keys) = store.ChangedSince(generation);
+            if (change is not null && change.Generation <= generation) return [];
+            var record = change is not null && change.Generation == generation + 1 ? redis.Find(change) : null;
+            var (now, adapters, versions, keys) = record is null ? store.ChangedSince(generation)
+                : (change!.Generation, [record.Adapter], record.Versions.ToLookup(v => (v.Tenant, v.Name)), []);
             var gone = new HashSet<string>(StringComparer.Ordinal);
             foreach (var adapter in adapters)
             {
@@ -97,6 +112,17 @@ internal sealed partial class TenantAdapters(
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
             foreach (var digest in gone) Discard(digest);
+            return [.. adapters.Select(a => new Announcement(a.Changed, a.Tenant, a.Name)), .. keys.Select(k => new Announcement(k.Changed, k.Tenant, null))];
+        }
+    }
+
+    /// <summary>Follows a change of this host's own and tells the others.</summary>
+    private void FollowAndAnnounce()
+    {
+        foreach (var change in Follow())
+        {
+            var adapter = change.Name is null ? null : store.Find(change.Tenant, change.Name);
+            redis.Announce(change, adapter is null ? null : new AdapterRecord(adapter, store.VersionsOf(change.Tenant, change.Name!)));
         }
     }
 
@@ -112,11 +138,12 @@ internal sealed partial class TenantAdapters(
     {
         lock (bytes)
         {
-            if (store.Digests().Contains(digest)) return;       // uploaded anew in this moment
+            bool IsWanted() => store.Digests().Contains(digest);            // uploaded anew in this moment
+            if (IsWanted()) return;
             serving.Engine?.RemoveAdapter(digest);
             loaded.TryRemove(digest, out _);
             serving.ForgetAdapter(digest);
-            folders.Delete(digest);
+            folders.Delete(digest, IsWanted);
         }
     }
 
@@ -145,25 +172,35 @@ internal sealed partial class TenantAdapters(
 
     // ---- What admins do
 
-    /// <summary>Judges the staged files and, where nothing stands against them, makes them a version.</summary>
-    public (AdapterReport Report, StoredVersion? Version, bool Created) Add(StagedFolder staged, string tenant, string name, string who)
+    /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
+    public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
     {
-        var report = serving.Engine!.ValidateAdapter(staged.Path);
+        var engine = serving.Engine!;
+        var report = engine.ValidateAdapter(staged.Path);
         if (report.Adapter is not { } adapter)
         {
             store.NoteRefusal(tenant, who, name, string.Join(", ", report.Findings.Where(f => f.Severity == Severity.Error).Select(f => f.Code).Distinct().Take(8)));
             return (report, null, false);
         }
-        var (version, created) = Keep(staged, tenant, name, who, adapter, report.Findings, activates: false);
-        Follow();
-        return (report, version, created);
+        try
+        {
+            engine.AddAdapter(staged.Path);
+            AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
+            var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
+            return (report, version, created);
+        }
+        finally
+        {
+            FollowAndAnnounce();
+            if (!store.Digests().Contains(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
+        }
     }
 
     /// <summary>A change by an admin, seen by all from here on.</summary>
     public Change Apply(Func<AdapterStore, Change> change)
     {
         var outcome = change(store);
-        if (outcome == Change.Done) Follow();
+        if (outcome == Change.Done) FollowAndAnnounce();
         return outcome;
     }
 
@@ -172,8 +209,10 @@ internal sealed partial class TenantAdapters(
         lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
         {
             folders.Keep(staged, adapter.Digest);
-            return store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
                 JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
+            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+            return added;
         }
     }
 
@@ -185,6 +224,9 @@ internal sealed partial class TenantAdapters(
 
     [LoggerMessage(LogLevel.Error, "The adapter {Digest} cannot be loaded")]
     private static partial void Unloadable(ILogger log, string digest, Exception exception);
+
+    [LoggerMessage(LogLevel.Warning, "A change that another host told of could not be followed at once")]
+    private static partial void Unheard(ILogger log, Exception exception);
 
     [LoggerMessage(LogLevel.Error, "The store does not answer. Requests go on with what was known")]
     private static partial void Lost(ILogger log, Exception exception);

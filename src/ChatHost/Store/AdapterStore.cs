@@ -90,7 +90,8 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
             if (!Has(t, adapter, number)) return null;
             if (adapter.Active == number) return adapter;
             Note(t, tenant, who, "activate", name, Label(adapter.Active), Label(number), why);
-            return adapter with { Active = number, Previous = adapter.Active ?? adapter.Previous };
+            var tried = adapter.Canary == number;          // its trial is over
+            return adapter with { Active = number, Previous = adapter.Active ?? adapter.Previous, Canary = tried ? null : adapter.Canary, Share = tried ? null : adapter.Share };
         });
 
     public Change SetCanary(string tenant, string name, long etag, long number, int share, string who, string? why) =>

@@ -1,5 +1,6 @@
 using System.Data;
 using System.Data.Common;
+using System.Security.Cryptography;
 using Dapper;
 using Microsoft.Data.Sqlite;
 using Npgsql;
@@ -16,8 +17,8 @@ internal sealed class Database : IDisposable
     private static readonly string[] Migrations =
     [
         """
-        CREATE TABLE generation (one BIGINT PRIMARY KEY, value BIGINT NOT NULL);
-        INSERT INTO generation VALUES (1, 0);
+        CREATE TABLE generation (one BIGINT PRIMARY KEY, value BIGINT NOT NULL, secret TEXT);
+        INSERT INTO generation (one, value) VALUES (1, 0);
         CREATE TABLE keys (id TEXT PRIMARY KEY, hash TEXT NOT NULL UNIQUE, tenant TEXT NOT NULL, role TEXT NOT NULL, label TEXT NOT NULL, created_at BIGINT NOT NULL, changed BIGINT NOT NULL, revoked_at BIGINT);
         CREATE INDEX keys_changed ON keys (changed);
         CREATE TABLE adapters (tenant TEXT NOT NULL, name TEXT NOT NULL, changed BIGINT NOT NULL, created_at BIGINT NOT NULL, next_version BIGINT NOT NULL, active BIGINT, previous BIGINT, canary BIGINT, share BIGINT,
@@ -82,6 +83,9 @@ internal sealed class Database : IDisposable
         return database;
     }
 
+    /// <summary>Known to all hosts on this store and to nobody else.</summary>
+    public byte[] Secret() => Convert.FromHexString(Read(c => c.QuerySingle<string>("SELECT secret FROM generation")));
+
     /// <summary>Reads on one connection.</summary>
     public T Read<T>(Func<DbConnection, T> read)
     {
@@ -130,6 +134,7 @@ internal sealed class Database : IDisposable
             connection.Execute(Migrations[number], transaction: transaction);
             connection.Execute("INSERT INTO migrations VALUES (@number)", new { number }, transaction);
         }
+        connection.Execute("UPDATE generation SET secret = @secret WHERE secret IS NULL", new { secret = Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(32)) }, transaction);
         return true;
     }
 

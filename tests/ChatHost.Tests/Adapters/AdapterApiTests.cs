@@ -103,6 +103,31 @@ public sealed class AdapterApiTests
     }
 
     [Fact]
+    public async Task The_report_says_what_it_takes_and_whether_it_does_anything()
+    {
+        await using var host = await TestHost.StartRealAsync();
+        using var admin = host.Client();
+        async Task<Dictionary<string, string>> Findings(string name, HttpContent content)
+        {
+            using var response = await admin.PostAsync($"/api/tenants/harbor/adapters/{name}/versions", content);
+            return (await TestHost.ReadAsync(response)).GetProperty("version").GetProperty("findings").EnumerateArray().ToDictionary(f => f.GetProperty("code").GetString()!, f => f.GetProperty("what").GetString()!);
+        }
+        var good = await Findings("good", Form("sprout"));
+        Assert.Contains("memory_estimate", good.Keys);
+        Assert.Contains("smoke_ok", good.Keys);
+
+        // All B are zero: nothing is added to any row.
+        var files = Files("sprout");
+        var header = 8 + (int)BitConverter.ToUInt64(files[1].Bytes);
+        foreach (var tensor in JsonDocument.Parse(files[1].Bytes.AsMemory(8, header - 8)).RootElement.EnumerateObject().Where(t => t.Name.Contains("lora_B", StringComparison.Ordinal)))
+            files[1].Bytes.AsSpan(header + tensor.Value.GetProperty("data_offsets")[0].GetInt32(), tensor.Value.GetProperty("data_offsets")[1].GetInt32() - tensor.Value.GetProperty("data_offsets")[0].GetInt32()).Clear();
+        var idle = await Findings("idle", Form(files));
+        Assert.Contains("smoke_no_effect", idle.Keys);
+        Assert.Contains("adapter_is_noop", idle.Keys);
+        Assert.Equal(0, host.Service<Serving>().Engine!.Status.AdaptersHeld);
+    }
+
+    [Fact]
     public async Task Moves_want_the_etag_that_was_seen()
     {
         await using var host = await TestHost.StartRealAsync();
@@ -264,6 +289,39 @@ public sealed class AdapterApiTests
         Directory.Delete(data, recursive: true);
 
         static string Key(TestHost host) => host.Keys["harbor"];
+    }
+
+    [Fact]
+    public void A_host_sweeps_what_a_dead_one_left_and_not_what_a_living_one_uses()
+    {
+        var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+        string Kept(string byte0) => System.IO.Path.Combine(data, "adapters", byte0, new string('0', 62));
+        using (var first = new ChatHost.Adapters.AdapterFolders(data))
+        {
+            using var staged = first.Stage();
+            Directory.CreateDirectory(Kept("aa"));                  // about to be named
+            Directory.CreateDirectory(Kept("bb"));
+            Directory.SetLastWriteTimeUtc(Kept("bb"), DateTime.UtcNow.AddHours(-2));
+            using var second = new ChatHost.Adapters.AdapterFolders(data);
+            Assert.True(Directory.Exists(staged.Path));
+            Assert.Equal(1, second.Sweep(new HashSet<string>()));
+            Assert.Equal((true, false), (Directory.Exists(Kept("aa")), Directory.Exists(Kept("bb"))));
+            Directory.CreateDirectory(System.IO.Path.Combine(data, "adapters", "staging", "0123-left"));
+        }
+        using (var third = new ChatHost.Adapters.AdapterFolders(data))
+        {
+            Assert.Empty(Directory.GetDirectories(System.IO.Path.Combine(data, "adapters", "staging")));
+            Assert.Single(Directory.GetFiles(System.IO.Path.Combine(data, "adapters", "hosts")));
+            Assert.Equal(1, third.Sweep(new HashSet<string>()));
+
+            // Deleted while another host names it anew: it is there again.
+            Directory.CreateDirectory(Kept("cc"));
+            third.Delete("sha256:cc" + new string('0', 62), () => true);
+            Assert.True(Directory.Exists(Kept("cc")));
+            third.Delete("sha256:cc" + new string('0', 62), () => false);
+            Assert.False(Directory.Exists(Kept("cc")));
+        }
+        Directory.Delete(data, recursive: true);
     }
 
     [Fact]

@@ -238,8 +238,6 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
             await stream.WriteAsync(body.AsMemory(0, body.Length * percent / 100));
             await Task.Delay(100);
         }
-        var staging = System.IO.Path.Combine(host.Data, "adapters", "staging");
-        await TestHost.UntilAsync(() => Directory.GetFileSystemEntries(staging).Length == 0, "its staging goes");
         await LeftNothing(host);
     }
 
@@ -327,7 +325,7 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
             using var missing = await harbor.GetAsync("/api/tenants/harbor/adapters/new");
             Assert.Equal(HttpStatusCode.NotFound, missing.StatusCode);
         }
-        Assert.Empty(Directory.GetFileSystemEntries(System.IO.Path.Combine(host.Data, "adapters", "staging")));
+        await TestHost.UntilAsync(() => Directory.GetFileSystemEntries(System.IO.Path.Combine(host.Data, "adapters", "staging")).Length == 0, "staging is empty");
         using var sprout = host.Client("sprout");
         using var answer = await sprout.PostAsync("/v1/chat/completions", TestHost.Json("""{"model":"sprout","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}"""));
         Assert.Equal(HttpStatusCode.OK, answer.StatusCode);

@@ -13,13 +13,9 @@ public sealed class AccessibilityTests(Chromium chromium)
     [InlineData(ColorScheme.Dark)]
     public async Task Every_view_passes_axe(ColorScheme theme)
     {
-        var axe = Repo.Path("tests", "ChatHost.Tests", "node", "node_modules", "axe-core", "axe.min.js");
-        if (!File.Exists(axe)) Chromium.Lacks("No axe-core: run npm ci in tests/ChatHost.Tests/node");
         var dictation = new Dictation();
         await using var host = await TestHost.StartAsync(dictation.Runtime);
-        await using var context = await chromium.NewContextAsync(new() { ColorScheme = theme, ReducedMotion = ReducedMotion.Reduce });
-        await context.AddInitScriptAsync(scriptPath: axe);
-        var tab = await Tab.OpenAsync(context, host.Url);
+        await using var tab = await OpenAsync(host, theme);
         await Expect(tab.Page.GetByTestId("tenant-harbor")).ToBeVisibleAsync();
         await PassesAsync(tab, "sign-in");
         await tab.SignInAsync("harbor");
@@ -49,6 +45,52 @@ public sealed class AccessibilityTests(Chromium chromium)
         await tab.Page.GetByTestId("settings").ClickAsync();
         await Expect(tab.Page.GetByLabel("Temperature")).ToBeVisibleAsync();
         await PassesAsync(tab, "settings");
+    }
+
+    [Theory]
+    [InlineData(ColorScheme.Light)]
+    [InlineData(ColorScheme.Dark)]
+    public async Task Every_view_of_an_admin_passes_axe(ColorScheme theme)
+    {
+        await using var host = await TestHost.StartRealAsync();
+        await using var tab = await OpenAsync(host, theme);
+        var page = tab.Page;
+        await tab.SignInAsync("harbor");
+        await page.GetByTestId("adapters").ClickAsync();
+        await Expect(page.GetByTestId("adapter").First).ToBeVisibleAsync();
+        await PassesAsync(tab, "adapters");
+        await tab.ShootAsync($"{theme}-adapters");
+        await page.GetByTestId("adapter").First.ClickAsync();
+        await page.GetByTestId("report-summary").First.ClickAsync();
+        await PassesAsync(tab, "adapter");
+        await tab.ShootAsync($"{theme}-adapter");
+        await page.GetByTestId("file-input").SetInputFilesAsync(Repo.Path("adapters", "harbor", "adapter_config.json"));
+        await Expect(page.GetByTestId("upload-error")).ToBeVisibleAsync();
+        await PassesAsync(tab, "half an adapter");
+        await page.GetByTestId("file-input").SetInputFilesAsync(new[] { "adapter_config.json", "adapter_model.safetensors" }.Select(file => Repo.Path("adapters", "sprout", file)));
+        await page.GetByTestId("upload-send").ClickAsync();
+        await Expect(page.GetByTestId("upload-result")).ToBeVisibleAsync();
+        await PassesAsync(tab, "uploaded");
+        await page.GetByTestId("activate").First.ClickAsync();
+        await Expect(page.GetByTestId("why")).ToBeVisibleAsync();
+        await PassesAsync(tab, "activate");
+        await page.Keyboard.PressAsync("Escape");
+        foreach (var (view, content) in new[] { ("memory", "device"), ("keys", "key-list"), ("audit", "audit") })
+        {
+            await page.GetByTestId($"tab-{view}").ClickAsync();
+            await Expect(page.GetByTestId(content)).ToBeVisibleAsync();
+            await PassesAsync(tab, view);
+            await tab.ShootAsync($"{theme}-{view}");
+        }
+    }
+
+    private async Task<Tab> OpenAsync(TestHost host, ColorScheme theme)
+    {
+        var axe = Repo.Path("tests", "ChatHost.Tests", "node", "node_modules", "axe-core", "axe.min.js");
+        if (!File.Exists(axe)) Chromium.Lacks("No axe-core: run npm ci in tests/ChatHost.Tests/node");
+        var context = await chromium.NewContextAsync(new() { ColorScheme = theme, ReducedMotion = ReducedMotion.Reduce });
+        await context.AddInitScriptAsync(scriptPath: axe);
+        return await Tab.OpenAsync(context, host.Url);
     }
 
     private static async Task PassesAsync(Tab tab, string view)

@@ -59,6 +59,28 @@ public sealed class AppearanceTests(Chromium chromium)
         Assert.Empty(tab.Complaints);
     }
 
+    [Fact]
+    public async Task On_a_phone_the_pages_of_an_admin_fit_too()
+    {
+        await using var host = await TestHost.StartRealAsync();
+        await using var tab = await chromium.OpenAsync(host.Url, new() { ViewportSize = new() { Width = 390, Height = 844 }, IsMobile = true, HasTouch = true, DeviceScaleFactor = 2 });
+        await tab.SignInAsync("harbor");
+        await tab.Page.GetByTestId("sidebar-toggle").TapAsync();
+        await tab.Page.GetByTestId("adapters").TapAsync();
+        await tab.Page.GetByTestId("adapter").First.TapAsync();
+        await Expect(tab.Page.GetByTestId("version").First).ToBeVisibleAsync();
+        await FitsAsync(tab);
+        await tab.ShootAsync("phone-adapter");
+        foreach (var (view, content) in new[] { ("memory", "device"), ("keys", "key-list"), ("audit", "audit"), ("adapters", "adapter-list") })
+        {
+            await tab.Page.GetByTestId($"tab-{view}").TapAsync();
+            await Expect(tab.Page.GetByTestId(content)).ToBeVisibleAsync();
+            await FitsAsync(tab);
+            await tab.ShootAsync($"phone-{view}");
+        }
+        Assert.Empty(tab.Complaints);
+    }
+
     [Theory]
     [InlineData(ColorScheme.Light)]
     [InlineData(ColorScheme.Dark)]

@@ -107,12 +107,16 @@ public abstract class AdapterStoreTests : IDisposable
         Assert.Equal((1L, 2L, null, null), (adapter.Active, adapter.Previous, adapter.Canary, adapter.Share));
         Assert.Equal(Change.Done, store.SetCanary("a", "x", Etag(), 3, 50, "me", null));
         Assert.Equal(Change.Done, store.EndCanary("a", "x", Etag(), "me"));
+        Assert.Equal(Change.Done, store.SetCanary("a", "x", Etag(), 3, 50, "me", null));
+        Assert.Equal(Change.Done, store.Activate("a", "x", Etag(), 3, "me", null));      // a trial that went well
+        Assert.Equal((3L, 1L, null), (store.Find("a", "x")!.Active, store.Find("a", "x")!.Previous, store.Find("a", "x")!.Canary));
+        Assert.Equal(Change.Done, store.RollBack("a", "x", Etag(), "me", null));
         var unmoved = Etag();
         Assert.Equal(Change.Done, store.Activate("a", "x", Etag(), 1, "me", null));      // it is already
         Assert.Equal(unmoved, Etag());
 
         var notes = store.Audit("a", long.MaxValue, 100);
-        Assert.Equal(["upload", "upload", "upload", "activate", "activate", "canary", "rollback", "canary", "canary_end"], notes.Reverse().Select(n => n.Action));
+        Assert.Equal(["upload", "upload", "upload", "activate", "activate", "canary", "rollback", "canary", "canary_end", "canary", "activate", "rollback"], notes.Reverse().Select(n => n.Action));
         Assert.Equal((null, "v1", "it is good", "me", "x"), (notes[^4].OldValue, notes[^4].NewValue, notes[^4].Why, notes[^4].Who, notes[^4].Adapter));
         Assert.Equal(("v1", "v2"), (notes[^5].OldValue, notes[^5].NewValue));
         Assert.Equal((null, "v3 10 %"), (notes[^6].OldValue, notes[^6].NewValue));

@@ -1,35 +1,63 @@
-import type { ModelCard, Session, Site } from './protocol.ts';
+import type { Finding, ModelCard, Session, Site } from './protocol.ts';
 
 /** A refusal, with the server's own words where it gave any. */
 export class ApiError extends Error {
   readonly status: number;
+  readonly code: string;
+  /** What is wrong with an adapter that was refused. */
+  readonly findings: Finding[];
 
-  constructor(status: number, message: string) {
+  constructor(status: number, message: string, code = '', findings: Finding[] = []) {
     super(message);
     this.status = status;
+    this.code = code;
+    this.findings = findings;
   }
 }
 
 /** Resolves against the page, so that the page also works below a path prefix. */
 export const address = (path: string): string => new URL(path, document.baseURI).href;
 
-async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
+const unreachable = (): ApiError => new ApiError(0, 'The server cannot be reached. Check the connection and try again.');
+
+export async function request<T>(path: string, init: RequestInit = {}): Promise<T> {
   let response: Response;
   try {
     response = await fetch(address(path), { ...init, credentials: 'omit', cache: 'no-store' });
   } catch {
-    throw new ApiError(0, 'The server cannot be reached. Check the connection and try again.');
+    throw unreachable();
   }
-  const body: unknown = await response.json().catch(() => null);
-  if (!response.ok) throw new ApiError(response.status, reason(body) ?? `The server answered ${response.status}.`);
-  if (body === null) throw new ApiError(response.status, 'The server answered with something that is not JSON.');
-  return body as T;
+  return taken<T>(response.status, await response.json().catch(() => null));
 }
 
-/** RFC 7807 (`detail`) on /api, OpenAI's envelope (`error.message`) on /v1. */
-function reason(body: unknown): string | undefined {
-  const { detail, error } = (body ?? {}) as { detail?: string; error?: { message?: string } };
-  return detail ?? error?.message;
+/** Posts with word of how much has been sent, which fetch does not give. Rejects with an AbortError where it is cancelled. */
+export function upload<T>(path: string, token: string, body: FormData | Blob, sent: (bytes: number, total: number) => void, cancel: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const post = new XMLHttpRequest();
+    post.open('POST', address(path));
+    post.responseType = 'json';
+    post.setRequestHeader('authorization', `Bearer ${token}`);
+    post.upload.onprogress = (event) => sent(event.loaded, event.total);
+    post.onload = () => {
+      try {
+        resolve(taken<T>(post.status, post.response));
+      } catch (error) {
+        reject(error as Error);
+      }
+    };
+    post.onerror = () => reject(unreachable());
+    post.onabort = () => reject(new DOMException('Cancelled.', 'AbortError'));
+    cancel.addEventListener('abort', () => post.abort());
+    post.send(body);
+  });
+}
+
+function taken<T>(status: number, body: unknown): T {
+  const { detail, error, code, findings } = (body ?? {}) as { detail?: string; error?: { message?: string }; code?: string; findings?: Finding[] };
+  // RFC 7807 (`detail`) on /api, OpenAI's envelope (`error.message`) on /v1.
+  if (status < 200 || status > 299) throw new ApiError(status, detail ?? error?.message ?? `The server answered ${status}.`, code, findings);
+  if (body === null && status !== 204) throw new ApiError(status, 'The server answered with something that is not JSON.');
+  return body as T;
 }
 
 export const getSite = (): Promise<Site> => request('api/site');

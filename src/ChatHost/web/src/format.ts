@@ -11,9 +11,22 @@ export const milliseconds = (ms: number): string => (ms < 10 ? `${ms.toFixed(1)}
 
 const kinds: Record<string, string> = { prolora: 'PRoLoRA', lora: 'LoRA' };
 
-/** "PRoLoRA r16 · 456 KB", or "base model". */
-export const describe = (card: ModelCard | undefined): string =>
-  card?.adapter ? `${kinds[card.adapter.kind] ?? card.adapter.kind} r${card.adapter.rank} · ${bytes(card.adapter.bytes)}` : card ? 'base model' : 'no longer offered';
+/** "PRoLoRA r16". */
+export const kindOf = ({ kind, rank }: { kind: string; rank: number }): string => `${kinds[kind] ?? kind} r${rank}`;
+
+/** "PRoLoRA r16 · 456 KB", or "base model". Single versions, `name@v2`, can be asked without being listed. */
+export const describe = (card: ModelCard | undefined, id = ''): string =>
+  card?.adapter ? `${kindOf(card.adapter)} · ${bytes(card.adapter.bytes)}` : card ? 'base model' : id.includes('@') ? 'this version only' : 'no longer offered';
+
+/** The sign stands off by a space that does not break. */
+export const percent = (share: number): string => (share > 0 && share < 0.01 ? '<1\u00a0%' : `${Math.round(share * 100)}\u00a0%`);
+
+export const plural = (n: number, word: string): string => `${count(n)} ${word}${n === 1 ? '' : 's'}`;
+
+const moment = new Intl.DateTimeFormat('en', { dateStyle: 'medium', timeStyle: 'short' });
+
+/** "Nov 27, 2026, 9:39 PM", by this browser's clock. */
+export const when = (iso: string): string => (Number.isNaN(Date.parse(iso)) ? iso : moment.format(new Date(iso)));
 
 /** What is known of an answer's speed and size, in reading order; live values until the server's own come. */
 export function stats(answer: Answer, now: number): { name: string; value: string }[] {

@@ -1,4 +1,4 @@
-/** What crosses the border to the server: /api, /v1/models and the hub. */
+/** What crosses the border to the server: /api, /v1/models and the hub. Times are ISO 8601. */
 
 export interface Site {
   name: string;
@@ -13,6 +13,7 @@ export interface Session {
   name: string;
   token: string;
   expiresAt: string;
+  role?: 'admin' | 'member';
 }
 
 export interface ModelCard {
@@ -72,3 +73,74 @@ export type GenerationEvent = { seq: number } & (
   | { type: 'done'; finishReason: 'stop' | 'length' | 'stopped'; usage?: Usage; timings?: Timings; model?: string; adapter?: string | null; fingerprint?: string | null }
   | { type: 'error'; code: string; message: string }
 );
+
+// ── what admins see ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+export interface AdapterCard {
+  name: string;
+  /** Names one state of the aliases; a change must say which state it was made for. */
+  etag: string;
+  createdAt: string;
+  active: string | null;
+  previous: string | null;
+  canary: { version: string; share: number } | null;
+  versions: number;
+}
+
+export interface AdapterDetail extends AdapterCard {
+  /** Newest first. */
+  versionList: VersionCard[];
+}
+
+export interface VersionCard {
+  version: string;
+  digest: string;
+  kind: string;
+  rank: number;
+  bytes: number;
+  /** What plain LoRA of the same ranks would take. */
+  expandedBytes: number;
+  baseModel: string | null;
+  createdAt: string;
+  createdBy: string;
+  findings: Finding[];
+}
+
+export type Severity = 'error' | 'warning' | 'information';
+
+export interface Finding {
+  code: string;
+  severity: Severity;
+  what: string;
+  where: string;
+  expected: string | null;
+  found: string | null;
+  fix: string | null;
+}
+
+export interface AuditEntry {
+  id: number;
+  at: string;
+  who: string;
+  action: string;
+  adapter: string | null;
+  from: string | null;
+  to: string | null;
+  why: string | null;
+}
+
+export interface KeyCard {
+  id: string;
+  label: string;
+  role: string;
+  createdAt: string | null;
+  source: 'store' | 'configuration' | 'demo';
+}
+
+export interface Resident {
+  deviceBytes: number;
+  deviceBudget: number;
+  adapters: { name: string; version: string; digest: string; bytes: number; place: Place }[];
+}
+
+export type Place = 'device' | 'host' | 'disk';

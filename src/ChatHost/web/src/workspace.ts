@@ -1,4 +1,5 @@
 import { computed, effect, signal, type ReadonlySignal, type Signal } from '@preact/signals';
+import { Admin, hashOf, pageOf, type Page } from './admin.ts';
 import { ApiError, address, listModels } from './api.ts';
 import { Archive } from './archive.ts';
 import {
@@ -13,6 +14,8 @@ import { settingsOf, type Settings } from './settings.ts';
 /** The hub takes one message of 1 MB; what is longer would close the connection without a word. */
 const maxRequestBytes = 1_000_000;
 
+const ended = 'Your session has ended. Please sign in again.';
+
 /** Streaming text is written to the browser's storage this often; the page's end writes the rest. */
 const saveEveryMs = 500;
 
@@ -25,6 +28,9 @@ export class Workspace {
   /** Newest first. A signal each, so that a streaming answer redraws its own conversation only. */
   readonly conversations = signal<Signal<Conversation>[]>([]);
   readonly current: Signal<Signal<Conversation>>;
+  readonly page: Signal<Page>;
+  /** Null where the key is a member's. */
+  readonly admin: Admin | null;
   readonly link: ReadonlySignal<LinkState>;
   readonly busy: ReadonlySignal<boolean>;
   /** For the one polite live region: what screen readers hear of a generation. */
@@ -46,7 +52,9 @@ export class Workspace {
   constructor(session: Session, signedOut: (why: string) => void) {
     this.session = session;
     this.#archive = new Archive(session.tenant);
-    this.#hub = new Hub(address('hub'), session.token, () => signedOut('Your session has ended. Please sign in again.'));
+    this.#hub = new Hub(address('hub'), session.token, () => signedOut(ended));
+    this.admin = session.role === 'admin' ? new Admin(session, () => signedOut(ended), () => this.loadModels()) : null;
+    this.page = signal(this.#pageNow());
     this.link = this.#hub.state;
     this.conversations.value = this.#archive.all().map((c) => signal(c));
     this.current = signal(this.#named(location.hash) ?? signal(newConversation('')));
@@ -56,7 +64,11 @@ export class Workspace {
     this.settings = signal(kept.load());
     this.#cleanup.push(effect(() => kept.save(this.settings.value)));
 
-    this.#on('hashchange', () => this.open(location.hash.slice(2)));
+    this.#on('hashchange', () => {
+      const page = this.#pageNow();
+      if (page.view === 'chat') this.open(location.hash.slice(2));
+      else this.page.value = page;
+    });
     this.#on('pagehide', () => this.#flush());
     this.#on('visibilitychange', () => { if (document.hidden) this.#flush(); }, document);
     this.#cleanup.push(this.#archive.watch((id, changed) => this.#changedElsewhere(id, changed)));
@@ -72,13 +84,14 @@ export class Workspace {
       this.models.value = await listModels(this.session.token);
       this.#nameDraftModel();
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401 && signedOut) signedOut('Your session has ended. Please sign in again.');
+      if (error instanceof ApiError && error.status === 401 && signedOut) signedOut(ended);
       else this.modelsError.value = (error as Error).message;
     }
   }
 
   async close(): Promise<void> {
     this.#flush();
+    this.admin?.cancelUpload();
     for (const undo of this.#cleanup) undo();
     await this.#hub.close();
   }
@@ -86,6 +99,7 @@ export class Workspace {
   // ── conversations ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
   newChat(model?: string): void {
+    this.page.value = { view: 'chat' };
     const lanes = this.current.value.value.lanes;
     const fresh = newConversation(model ?? lanes[0]!.model);
     this.current.value = signal(model === undefined ? { ...fresh, lanes: lanes.map((lane) => ({ model: lane.model, leaf: null })) } : fresh);
@@ -93,12 +107,30 @@ export class Workspace {
     if (location.hash !== '') history.pushState(null, '', location.pathname + location.search);
   }
 
+  /** A new chat in which these models answer side by side. */
+  compare(models: string[]): void {
+    this.newChat(models[0]);
+    for (const model of models.slice(1)) this.#changeCurrent((c) => addLane(c, model));
+  }
+
   open(id: string): void {
-    if (id === this.current.value.value.id) return;
     const found = this.conversations.value.find((c) => c.value.id === id);
     if (!found) return this.newChat();
+    this.page.value = { view: 'chat' };
     this.current.value = found;
     this.#setHash(id);
+  }
+
+  /** From an admin's page to the conversation that was open before. */
+  backToChat(): void {
+    const current = this.current.value;
+    this.page.value = { view: 'chat' };
+    if (this.conversations.value.includes(current)) this.#setHash(current.value.id);
+    else history.pushState(null, '', location.pathname + location.search);
+  }
+
+  goTo(page: Page): void {
+    location.hash = hashOf(page);
   }
 
   rename(conversation: Signal<Conversation>, title: string): void {
@@ -280,8 +312,13 @@ export class Workspace {
     const first = (models.find((m) => m.adapter) ?? models[0])?.id;
     const draft = this.current.value.value;
     if (first === undefined || Object.keys(draft.messages).length > 0) return;
-    const lanes = draft.lanes.map((lane) => (models.some((m) => m.id === lane.model) ? lane : { ...lane, model: first }));
+    const known = (id: string): boolean => id.includes('@') || models.some((m) => m.id === id); // Single versions, `name@v2`, are not listed.
+    const lanes = draft.lanes.map((lane) => (known(lane.model) ? lane : { ...lane, model: first }));
     this.current.value.value = { ...draft, lanes };
+  }
+
+  #pageNow(): Page {
+    return this.admin ? pageOf(location.hash) : { view: 'chat' };
   }
 
   #named(hash: string): Signal<Conversation> | undefined {

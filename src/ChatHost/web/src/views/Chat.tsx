@@ -5,6 +5,7 @@ import { describe } from '../format.ts';
 import { prefs } from '../prefs.ts';
 import { isChanged } from '../settings.ts';
 import type { Workspace } from '../workspace.ts';
+import { AdminPage, pageNames } from './Admin.tsx';
 import { Composer } from './Composer.tsx';
 import { HelpDialog, SettingsDialog } from './Dialogs.tsx';
 import { Icon, IconButton, Menu, copyText } from './parts.tsx';
@@ -20,12 +21,15 @@ export function Chat({ workspace, leave, leaveLabel }: { workspace: Workspace; l
   const search = useSignal('');
   const sidebarOpen = narrow ? drawer : prefs.sidebar.value;
   const toggleSidebar = (): void => { if (narrow) setDrawer(!drawer); else prefs.sidebar.value = !prefs.sidebar.value; };
+  const { admin } = workspace;
+  const page = workspace.page.value;
   const conversation = workspace.current.value.value;
   const empty = Object.keys(conversation.messages).length === 0;
 
-  useEffect(() => { document.title = conversation.title ? `${conversation.title} · ${workspace.session.name}` : workspace.session.name; }, [conversation.title]);
+  const title = page.view === 'chat' ? conversation.title : page.view === 'adapters' && page.name ? page.name : pageNames[page.view];
+  useEffect(() => { document.title = title ? `${title} · ${workspace.session.name}` : workspace.session.name; }, [title]);
   useShortcuts({
-    stop: () => { if (workspace.busy.value) workspace.stopAll(); },
+    stop: () => { if (page.view === 'chat' && workspace.busy.value) workspace.stopAll(); },
     focus: () => document.getElementById('composer')?.focus(),
     'shift+o': () => workspace.newChat(),
     k: () => {
@@ -40,34 +44,39 @@ export function Chat({ workspace, leave, leaveLabel }: { workspace: Workspace; l
     '/': () => setDialog('help'),
   });
 
+  const toggle = sidebarOpen && narrow ? null : <IconButton icon="menu" label={sidebarOpen ? 'Hide sidebar' : 'Show sidebar'} data-testid="sidebar-toggle" onClick={toggleSidebar} />;
+
   return (
     <div class={`chat ${sidebarOpen ? 'with-sidebar' : ''}`}>
       <Sidebar workspace={workspace} open={sidebarOpen} search={search} close={toggleSidebar} chosen={() => setDrawer(false)} leave={leave} leaveLabel={leaveLabel}
         showSettings={() => setDialog('settings')} showHelp={() => setDialog('help')} />
       {narrow && drawer && <button type="button" class="scrim" aria-label="Close sidebar" onClick={() => setDrawer(false)} />}
       <main inert={narrow && drawer}>
-        {!empty && <h1 class="sr-only">{conversation.title}</h1>}
-        <header class="bar">
-          {!sidebarOpen && <IconButton icon="menu" label="Show sidebar" data-testid="sidebar-toggle" onClick={toggleSidebar} />}
-          {sidebarOpen && !narrow && <IconButton icon="menu" label="Hide sidebar" data-testid="sidebar-toggle" onClick={toggleSidebar} />}
-          <Lanes workspace={workspace} />
-          <IconButton icon="settings" class={isChanged(workspace.settings.value) ? 'marked' : ''} label={isChanged(workspace.settings.value) ? 'Settings (changed)' : 'Settings'} data-testid="settings" onClick={() => setDialog('settings')} />
-          <IconButton icon="plus" class="only-narrow" label="New chat" onClick={() => workspace.newChat()} />
-        </header>
-        <Banner workspace={workspace} />
-        <Thread workspace={workspace}>
-          {empty && (
-            <div class="welcome">
-              <h1>{workspace.session.name}</h1>
-              <p>{conversation.lanes.length > 1 ? 'One question, several models, side by side.' : 'How can we help you today?'}</p>
-              <ul>{suggestions.map((text) => <li key={text}><button type="button" class="suggestion" disabled={workspace.models.value.length === 0} onClick={() => workspace.send(text)}>{text}</button></li>)}</ul>
+        {admin && page.view !== 'chat' ? <AdminPage workspace={workspace} admin={admin} page={page} toggle={toggle} /> : (
+          <>
+            {!empty && <h1 class="sr-only">{conversation.title}</h1>}
+            <header class="bar">
+              {toggle}
+              <Lanes workspace={workspace} />
+              <IconButton icon="settings" class={isChanged(workspace.settings.value) ? 'marked' : ''} label={isChanged(workspace.settings.value) ? 'Settings (changed)' : 'Settings'} data-testid="settings" onClick={() => setDialog('settings')} />
+              <IconButton icon="plus" class="only-narrow" label="New chat" onClick={() => workspace.newChat()} />
+            </header>
+            <Banner workspace={workspace} />
+            <Thread workspace={workspace}>
+              {empty && (
+                <div class="welcome">
+                  <h1>{workspace.session.name}</h1>
+                  <p>{conversation.lanes.length > 1 ? 'One question, several models, side by side.' : 'How can we help you today?'}</p>
+                  <ul>{suggestions.map((text) => <li key={text}><button type="button" class="suggestion" disabled={workspace.models.value.length === 0} onClick={() => workspace.send(text)}>{text}</button></li>)}</ul>
+                </div>
+              )}
+            </Thread>
+            <div class="dock">
+              <Composer workspace={workspace} />
+              <p class="fine-print">Answers come from a language model and may be wrong.</p>
             </div>
-          )}
-        </Thread>
-        <div class="dock">
-          <Composer workspace={workspace} />
-          <p class="fine-print">Answers come from a language model and may be wrong.</p>
-        </div>
+          </>
+        )}
       </main>
       <div class="sr-only" role="status" aria-live="polite" data-testid="status">{workspace.status.value}</div>
       <div class="sr-only" role="alert" data-testid="alert">{workspace.alert.value}</div>
@@ -89,7 +98,7 @@ function Lanes({ workspace }: { workspace: Workspace }) {
         <span class="lane" key={i}>
           <Menu
             name={several ? `Model ${i + 1}: ${lane.model}` : `Model: ${lane.model}`} class="lane-button" testid="model-picker" named
-            trigger={<><span class="sr-only">{several ? `Model ${i + 1}: ` : 'Model: '}</span><span class="lane-name">{lane.model || 'Loading…'}</span>{!several && <span class="badge">{models.length > 0 && describe(models.find((m) => m.id === lane.model))}</span>}<Icon name="chevron" /></>}
+            trigger={<><span class="sr-only">{several ? `Model ${i + 1}: ` : 'Model: '}</span><span class="lane-name">{lane.model || 'Loading…'}</span>{!several && <span class="badge">{models.length > 0 && describe(models.find((m) => m.id === lane.model), lane.model)}</span>}<Icon name="chevron" /></>}
             items={models.map((m) => ({ label: m.id, detail: describe(m), checked: m.id === lane.model, run: () => workspace.setModel(i, m.id) }))}
           />
           {several && <IconButton icon="close" class="small" label={`Remove ${lane.model}`} disabled={busy} onClick={() => workspace.removeLane(i)} />}

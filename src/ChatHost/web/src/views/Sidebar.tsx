@@ -31,6 +31,7 @@ export function Sidebar({ workspace, open, search, close, chosen, leave, leaveLa
         <IconButton icon="close" class="only-narrow" label="Close sidebar" onClick={close} />
       </div>
       <button type="button" class="new-chat" data-testid="new-chat" onClick={() => { workspace.newChat(); chosen(); }}><Icon name="plus" />New chat</button>
+      {workspace.admin && <a class="side-link" href="#/adapters" aria-current={workspace.page.value.view === 'chat' ? undefined : 'page'} data-testid="adapters" onClick={chosen}><Icon name="layers" />Adapters</a>}
       <div class="search">
         <Icon name="search" />
         <input id="search" type="search" placeholder="Search" aria-label="Search conversations" value={search.value} onInput={(e) => { search.value = e.currentTarget.value; }} />
@@ -64,7 +65,7 @@ export function Sidebar({ workspace, open, search, close, chosen, leave, leaveLa
 function Item({ conversation, workspace, chosen, askDelete }: { conversation: Signal<Conversation>; workspace: Workspace; chosen: () => void; askDelete: () => void }) {
   const [renaming, setRenaming] = useState(false);
   const { id, title } = conversation.value;
-  const isCurrent = workspace.current.value === conversation;
+  const isCurrent = workspace.page.value.view === 'chat' && workspace.current.value === conversation;
   if (renaming) {
     return (
       <li>

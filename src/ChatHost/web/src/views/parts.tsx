@@ -23,6 +23,10 @@ const icons = {
   download: 'M12 4v11M7 11l5 5 5-5M5 20h14',
   leave: 'M14 4h5v16h-5M4 12h11M11 8l4 4-4 4',
   help: 'M9 9.5a3 3 0 1 1 4.2 2.7c-.8.4-1.2 1-1.2 1.8M12 17.5h.01',
+  layers: 'M12 4 3 9l9 5 9-5zM3 14l9 5 9-5',
+  upload: 'M12 16V5M7 10l5-5 5 5M5 20h14',
+  undo: 'M9 5 4 10l5 5M4 10h10.5a5 5 0 0 1 0 10H11',
+  info: 'M12 11v5M12 8h.01M12 21a9 9 0 1 0 0-18 9 9 0 0 0 0 18z',
   alert: 'M12 8v5M12 16.5h.01M12 3 2.5 20h19z',
 } as const;
 

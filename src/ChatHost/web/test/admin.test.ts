@@ -1,0 +1,78 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { aliases, deed, few, hashOf, inOrder, pageOf, pick, size, tally, tryLanes, type Page } from '../src/admin.ts';
+import { percent } from '../src/format.ts';
+import type { AdapterCard, AuditEntry, Finding, Severity } from '../src/protocol.ts';
+
+const card: AdapterCard = { name: 'harbor', etag: 'e', createdAt: '', active: 'v2', previous: 'v1', canary: { version: 'v3', share: 10 }, versions: 3 };
+const finding = (severity: Severity, code: string): Finding => ({ code, severity, what: '', where: '', expected: null, found: null, fix: null });
+const picked = (...paths: string[]) => pick(paths.map((path) => ({ path, file: path })));
+
+test('every page has an address that leads back to it', () => {
+  const pages: Page[] = [{ view: 'adapters' }, { view: 'adapters', name: 'a b/ü%' }, { view: 'memory' }, { view: 'keys' }, { view: 'audit' }, { view: 'chat' }];
+  for (const page of pages) assert.deepEqual(pageOf(hashOf(page)), page);
+  assert.deepEqual(pageOf('#/0f0e4b6c-9a2b-4d55-8c76-3f1d5a9f0b11'), { view: 'chat' });
+  assert.deepEqual(pageOf('#/adapters/50%'), { view: 'adapters', name: '50%' });
+});
+
+test('a size is told beside what plain LoRA would take, where that is more', () => {
+  assert.deepEqual(size({ bytes: 456_000, expandedBytes: 1_824_000 }), { words: '456 KB, 25\u00a0% of the 1.8 MB of plain LoRA', share: 0.25 });
+  assert.deepEqual(size({ bytes: 1_824_000, expandedBytes: 1_824_000 }), { words: '1.8 MB', share: null });
+  assert.equal(percent(0.001), '<1\u00a0%');
+});
+
+test('aliases come in the order of their weight', () => {
+  assert.deepEqual(aliases(card).map((a) => `${a.alias} ${a.version}`), ['active v2', 'canary v3', 'previous v1']);
+  assert.deepEqual(aliases(card, 'v3'), [{ alias: 'canary', version: 'v3', share: 10 }]);
+  assert.deepEqual(aliases({ ...card, active: null, canary: null, previous: null }), []);
+});
+
+test('a version is tried beside what answers now', () => {
+  const steady = { ...card, canary: null };
+  assert.deepEqual(tryLanes(steady, 'v1', 'base'), ['harbor', 'harbor@v1']);
+  assert.deepEqual(tryLanes(card, 'v3', 'base'), ['harbor@active', 'harbor@v3']);
+  assert.deepEqual(tryLanes(steady, 'v2', 'base'), ['base', 'harbor@v2']);
+  assert.deepEqual(tryLanes({ ...steady, active: null }, 'v1', undefined), ['harbor@v1']);
+});
+
+test('errors come first and keep their order', () => {
+  const findings = [finding('information', 'a'), finding('error', 'b'), finding('warning', 'c'), finding('error', 'd')];
+  assert.deepEqual(inOrder(findings).map((f) => f.code), ['b', 'd', 'c', 'a']);
+  assert.equal(tally(findings), '2 errors, 1 warning, 1 note');
+  assert.equal(tally([]), 'nothing found');
+});
+
+test('an entry of the audit says what became what, and one that this page does not know says its own name', () => {
+  const entry: AuditEntry = { id: 1, at: '', who: 'anna', action: 'activate', adapter: 'harbor', from: 'v1', to: 'v2', why: null };
+  assert.deepEqual(deed(entry), { what: 'Activated', adapter: 'harbor', change: 'v1 → v2' });
+  assert.deepEqual(deed({ ...entry, action: 'upload', from: null }), { what: 'Uploaded', adapter: 'harbor', change: 'v2' });
+  assert.deepEqual(deed({ ...entry, action: 'frozen', adapter: null, from: null, to: null }), { what: 'frozen', adapter: '', change: '' });
+});
+
+test('two files, a folder or an archive is an adapter; what lies beside it is named', () => {
+  assert.deepEqual(picked('adapter_model.safetensors', 'adapter_config.json'), { kind: 'pair', config: 'adapter_config.json', weights: 'adapter_model.safetensors', name: '', others: [] });
+  assert.deepEqual(picked('/harbor/README.md', '/harbor/adapter_config.json', '/harbor/adapter_model.safetensors'),
+    { kind: 'pair', config: '/harbor/adapter_config.json', weights: '/harbor/adapter_model.safetensors', name: 'harbor', others: ['harbor/README.md'] });
+  assert.deepEqual(picked('night.tar.gz', 'notes.txt'), { kind: 'archive', archive: 'night.tar.gz', type: 'application/gzip', name: 'night', others: ['notes.txt'] });
+  assert.deepEqual(picked('Night.ZIP'), { kind: 'archive', archive: 'Night.ZIP', type: 'application/zip', name: 'Night', others: [] });
+});
+
+test('of a trainer’s folder the outermost adapter is taken, not a checkpoint in it', () => {
+  const result = picked('run/checkpoint-10/adapter_config.json', 'run/checkpoint-10/adapter_model.safetensors', 'run/adapter_config.json', 'run/adapter_model.safetensors');
+  assert.equal(result.kind === 'pair' && result.weights, 'run/adapter_model.safetensors');
+});
+
+test('what is no adapter is refused in words that help', () => {
+  const why = (...paths: string[]): string => {
+    const result = picked(...paths);
+    return result.kind === 'nothing' ? result.why : '';
+  };
+  assert.match(why('adapter_config.json'), /^adapter_model\.safetensors is missing/);
+  assert.match(why('a/adapter_config.json', 'b/adapter_model.safetensors'), /is missing/);
+  assert.match(why('adapter_model.safetensors'), /^adapter_config\.json is missing/);
+  assert.match(why('adapter_config.json', 'adapter_model.bin'), /pickle/);
+  assert.match(why('a/adapter_config.json', 'a/adapter_model.safetensors', 'b/adapter_config.json', 'b/adapter_model.safetensors'), /several adapters: a, b/);
+  assert.match(why('a.zip', 'b.zip'), /several archives: a\.zip, b\.zip/);
+  assert.match(why('photo.jpg'), /photo\.jpg/);
+  assert.equal(few(['a', 'b', 'c'], 2), 'a, b and 1 more');
+});

@@ -1,0 +1,223 @@
+using System.Collections.Concurrent;
+using System.Diagnostics;
+using System.Net;
+using System.Text.Json;
+using Microsoft.Extensions.DependencyInjection;
+using Microsoft.Extensions.Logging;
+using static TenantLora.ChatHost.Tests.Adapters.AdapterApiTests;
+
+namespace TenantLora.ChatHost.Tests.Store;
+
+/// <summary>Two hosts on one store and one Redis, and everything that can happen to the latter: answers stay right and moves are heard, sooner with it than without.</summary>
+public sealed class RedisCacheTests : IAsyncLifetime
+{
+    private const string Path = "/api/tenants/harbor/adapters/harbor";
+    private readonly string data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+    private readonly LogCapture log = new();
+    private TestHost? here, there;
+    private string active = "v1";
+    private int moves;
+
+    public ValueTask InitializeAsync() => ValueTask.CompletedTask;
+
+    public async ValueTask DisposeAsync()
+    {
+        if (here is not null) await here.DisposeAsync();
+        if (there is not null) await there.DisposeAsync();
+        Directory.Delete(data, recursive: true);
+    }
+
+    private async Task StartAsync(string redis)
+    {
+        Task<TestHost> One() => TestHost.StartAsync(services => services.AddLogging(l => l.AddProvider(log)), [$"Data={data}", $"Redis={redis}"]);
+        (here, there) = (await One(), await One());
+        using var admin = here.Client();
+        using var brought = await admin.PostAsync(Path + "/versions", Form("ledger"));
+        Assert.True(brought.IsSuccessStatusCode);
+        await TestHost.UntilAsync(() => there.Service<Serving>().Catalog.Find("harbor", "harbor@v2") is not null, "the other host knows the version");
+    }
+
+    /// <summary>An admin moves the name on one host; how long until the other says the same.</summary>
+    private async Task<TimeSpan> MoveAsync()
+    {
+        using var admin = here!.Client();
+        active = active == "v1" ? "v2" : "v1";
+        using var seen = await admin.GetAsync(Path);
+        using var request = new HttpRequestMessage(HttpMethod.Put, Path + "/aliases/active") { Content = TestHost.Json($$"""{"version":"{{active}}"}""") };
+        request.Headers.TryAddWithoutValidation("If-Match", seen.Headers.ETag!.ToString());
+        var began = Stopwatch.GetTimestamp();
+        using var moved = await admin.SendAsync(request);
+        Assert.Equal(HttpStatusCode.OK, moved.StatusCode);
+        var answered = Stopwatch.GetElapsedTime(began);
+        Assert.True(answered < TimeSpan.FromSeconds(1), $"The move took {answered.TotalMilliseconds:f0} ms.");
+        Assert.Equal(active, here.Service<Serving>().Resolve("harbor", "harbor").Version);
+        while (there!.Service<Serving>().Resolve("harbor", "harbor").Version != active)
+        {
+            Assert.True(Stopwatch.GetElapsedTime(began) < TimeSpan.FromSeconds(5), "The other host never heard of it.");
+            await Task.Delay(1);
+        }
+        moves++;
+        return Stopwatch.GetElapsedTime(began);
+    }
+
+    /// <summary>Moves until one is heard sooner than the store would tell.</summary>
+    private async Task HeardAtOnceAsync()
+    {
+        for (var end = DateTime.UtcNow.AddSeconds(15); ; await Task.Delay(100))
+        {
+            var hits = Hits();
+            if (await MoveAsync() < TimeSpan.FromMilliseconds(400) && Hits() > hits) return;
+            Assert.True(DateTime.UtcNow < end, "Redis does not carry again.");
+        }
+    }
+
+    private long Hits() => Counted("""tenantlora_host_redis_total{operation="find",outcome="hit"} """);
+
+    private long Counted(string series)
+    {
+        using var client = there!.Client(null);
+        var line = client.GetStringAsync("/metrics").Result.Split('\n').FirstOrDefault(l => l.StartsWith(series, StringComparison.Ordinal));
+        return line is null ? 0 : long.Parse(line[series.Length..], System.Globalization.CultureInfo.InvariantCulture);
+    }
+
+    [Fact]
+    public async Task A_move_is_heard_at_once_and_its_record_spares_the_store()
+    {
+        using var redis = await RedisServer.StartAsync();
+        await StartAsync(redis.Address);
+        await HeardAtOnceAsync();
+        var (hits, times) = (Hits(), new List<double>());
+        for (var i = 0; i < 20; i++) times.Add((await MoveAsync()).TotalMilliseconds);
+        TestContext.Current.TestOutputHelper?.WriteLine($"20 moves heard after {times.Order().ElementAt(10):f1} ms (median), {times.Max():f1} at most; {Hits() - hits} by their record");
+        Assert.True(times.Order().ElementAt(10) < 250, "Half of them came no sooner than the store tells.");
+        Assert.InRange(Hits() - hits, 10, 20);
+        // Only what a narrow ACL would allow.
+        var commands = await redis.TellAsync("INFO", "commandstats");
+        foreach (var forbidden in new[] { "cmdstat_eval", "cmdstat_keys", "cmdstat_flushall", "cmdstat_restore", "cmdstat_config|set", "cmdstat_debug" }) Assert.DoesNotContain(forbidden, commands, StringComparison.OrdinalIgnoreCase);
+    }
+
+    [Theory]
+    [InlineData("killed and started again")]
+    [InlineData("stopped and going on")]
+    [InlineData("paused")]
+    [InlineData("flushed")]
+    [InlineData("read-only")]
+    [InlineData("its connections cut")]
+    [InlineData("out of memory")]
+    public async Task Whatever_happens_to_it_moves_are_heard_and_all_is_back_without_a_restart(string what)
+    {
+        using var redis = await RedisServer.StartAsync();
+        await StartAsync(redis.Address);
+        await HeardAtOnceAsync();
+        switch (what)
+        {
+            case "killed and started again": redis.Kill(); break;
+            case "stopped and going on": redis.Stop(); break;
+            case "paused": await redis.TellAsync("CLIENT", "PAUSE", "2500", "ALL"); break;
+            case "flushed": await redis.TellAsync("FLUSHALL"); break;
+            case "read-only": await redis.TellAsync("REPLICAOF", "127.0.0.1", "1"); break;
+            case "its connections cut": await redis.TellAsync("CLIENT", "KILL", "TYPE", "normal"); await redis.TellAsync("CLIENT", "KILL", "TYPE", "pubsub"); break;
+            case "out of memory": await redis.TellAsync("CONFIG", "SET", "maxmemory", "1"); break;
+        }
+        for (var i = 0; i < 4; i++) await MoveAsync();
+        using (var client = there!.Client())
+        {
+            using var answer = await client.PostAsync("/v1/chat/completions", TestHost.Json("""{"model":"harbor","max_tokens":2,"messages":[{"role":"user","content":"Hi"}]}"""));
+            Assert.Equal((HttpStatusCode.OK, active), (answer.StatusCode, answer.Headers.GetValues("x-tenantlora-version").Single()));
+        }
+        switch (what)
+        {
+            case "killed and started again": await redis.AgainAsync(); break;
+            case "stopped and going on": redis.GoOn(); break;
+            case "read-only": await redis.TellAsync("REPLICAOF", "NO", "ONE"); break;
+            case "out of memory": await redis.TellAsync("CONFIG", "SET", "maxmemory", "0"); break;
+        }
+        await HeardAtOnceAsync();
+        TestContext.Current.TestOutputHelper?.WriteLine($"{moves} moves, all heard; {log.Lines.Count(l => l.Contains("does not answer", StringComparison.Ordinal))} times said that it does not answer");
+        Assert.InRange(log.Lines.Count(l => l.Contains("does not answer", StringComparison.Ordinal)), 0, 6);        // once an outage and host, not once a try
+    }
+
+    [Theory]
+    [InlineData("127.0.0.1:1")]
+    [InlineData("wrong password")]
+    public async Task Without_it_from_the_start_the_host_starts_and_works(string address)
+    {
+        using var redis = address == "wrong password" ? await RedisServer.StartAsync("--requirepass", "right") : null;
+        await StartAsync(redis is null ? address : $"{redis.Address},password=wrong");
+        for (var i = 0; i < 3; i++) await MoveAsync();
+        Assert.Contains(log.Lines, l => l.Contains("does not answer", StringComparison.Ordinal));
+        Assert.DoesNotContain(log.Lines, l => l.Contains("wrong", StringComparison.Ordinal));
+        if (redis is not null)
+        {
+            await redis.TellAsync("AUTH", "right");
+            using var admin = here!.Client();
+            using var answer = await admin.GetAsync("/health/ready");
+            Assert.Equal(HttpStatusCode.OK, answer.StatusCode);
+        }
+    }
+
+    [Fact]
+    public async Task Poisoned_records_and_messages_are_dropped_and_the_store_is_asked()
+    {
+        using var redis = await RedisServer.StartAsync();
+        await StartAsync(redis.Address);
+        await HeardAtOnceAsync();
+        var key = (await redis.TellAsync("KEYS", "tenantlora:1:*:6:harbor:harbor")).Split("\r\n")[2];
+        var channel = string.Join(':', key.Split(':')[..3]);
+        var record = (await redis.TellAsync("GET", key)).Split("\r\n", 2)[1][..^2];
+        var ledger = here!.Service<Serving>().Resolve("ledger", "ledger").Digest!;
+        var rejected = Counted("""tenantlora_host_redis_total{operation="find",outcome="rejected"} """);
+        string[] poison =
+        [
+            "", "x", new string('\0', 100), record[..^5], record + " ", record.Replace("harbor", "ledger", StringComparison.Ordinal),
+            record[..32] + """{"Adapter":{"Tenant":"harbor","Name":"harbor","Changed":GEN,"Active":1},"Versions":[{"Tenant":"harbor","Name":"harbor","Number":1,"Digest":"DIGEST"}]}""".Replace("DIGEST", ledger, StringComparison.Ordinal),
+            new string('x', 1 << 20),
+        ];
+        foreach (var value in poison)
+        {
+            // As if another host had told of the next change, with this as its record.
+            var next = here.Service<ChatHost.Store.AdapterStore>().ChangedSince(0).Generation + 1;
+            await redis.TellAsync("SET", key, value.Replace("GEN", next.ToString(System.Globalization.CultureInfo.InvariantCulture), StringComparison.Ordinal));
+            await redis.TellAsync("PUBLISH", channel, JsonSerializer.Serialize(new { Generation = next, Tenant = "harbor", Name = "harbor" }));
+            await Task.Delay(20);
+            Assert.Equal(active, there!.Service<Serving>().Resolve("harbor", "harbor").Version);
+            Assert.NotEqual(ledger, there.Service<Serving>().Resolve("harbor", "harbor@v1").Digest);
+        }
+        await redis.TellAsync("DEL", key);
+        await redis.TellAsync("LPUSH", key, "a list");
+        foreach (var message in new[] { "", "garbage", "{}", "[1]", """{"Generation":-1,"Tenant":null}""", """{"Generation":9223372036854775807,"Tenant":"x","Name":"y"}""", new string('m', 1 << 20), "\u0000\u00ff" })
+            await redis.TellAsync("PUBLISH", channel, message);
+        await Task.Delay(100);
+        await HeardAtOnceAsync();
+        Assert.True(Counted("""tenantlora_host_redis_total{operation="find",outcome="rejected"} """) - rejected >= poison.Length - 1);
+        Assert.Equal(active, there!.Service<Serving>().Resolve("harbor", "harbor").Version);
+    }
+
+    [Fact]
+    public async Task Two_stores_that_share_a_Redis_do_not_meet()
+    {
+        using var redis = await RedisServer.StartAsync();
+        await StartAsync(redis.Address);
+        await using var other = await TestHost.StartRealAsync($"Redis={redis.Address}");
+        await HeardAtOnceAsync();
+        Assert.Equal("v1", other.Service<Serving>().Resolve("harbor", "harbor").Version);
+        Assert.Null(other.Service<Serving>().Catalog.Find("harbor", "harbor@v2"));
+    }
+
+    private sealed class LogCapture : ILoggerProvider, ILogger
+    {
+        public ConcurrentQueue<string> Lines { get; } = new();
+
+        public ILogger CreateLogger(string categoryName) => this;
+
+        public IDisposable? BeginScope<TState>(TState state) where TState : notnull => null;
+
+        public bool IsEnabled(LogLevel logLevel) => true;
+
+        public void Log<TState>(LogLevel logLevel, EventId eventId, TState state, Exception? exception, Func<TState, Exception?, string> formatter) => Lines.Enqueue(formatter(state, exception) + exception);
+
+        public void Dispose()
+        {
+        }
+    }
+}
