@@ -27,16 +27,28 @@ internal static partial class Devices
         return new CpuBackend(threads);
     }
 
-    /// <summary>Null where CUDA cannot be used, with the reason: a sentence that names what is missing and how to get it.</summary>
-    private static CudaBackend? OpenCuda(int? ordinal, int maxRank, int maxSequences, int stepRows, out string reason)
+    /// <summary>The GPU that <c>auto</c> would take, or why there is none.</summary>
+    public static GpuReport LookForGpu()
+    {
+        var (chosen, name, reason) = Choose(null);
+        return reason.Length > 0 ? new GpuReport(null, reason) : new GpuReport($"cuda:{chosen} ({name})", null);
+    }
+
+    /// <summary>A GPU that is fit: the one of that number, else the first. Or the reason why there is none: a sentence that names what is missing and how to get it.</summary>
+    private static (int Chosen, string Name, string Reason) Choose(int? ordinal)
     {
         var (missing, found) = CudaDevice.Look();
-        reason = missing ?? "";
-        if (missing is not null) return null;
+        if (missing is not null) return (-1, "", missing);
         var all = string.Join("; ", found.Select((device, i) => $"cuda:{i} is {device.Name}{(device.Unfit is null ? "" : $", but {device.Unfit}")}"));
         var chosen = ordinal ?? Math.Max(0, found.ToList().FindIndex(device => device.Unfit is null));
-        if (chosen >= found.Count) reason = $"there is no GPU of that number: {all}.";
-        else if (found[chosen].Unfit is not null) reason = $"{(ordinal is null ? "no GPU here is" : "this GPU is not")} fit: {all}.";
+        return chosen >= found.Count ? (chosen, "", $"there is no GPU of that number: {all}.")
+            : (chosen, found[chosen].Name, found[chosen].Unfit is null ? "" : $"{(ordinal is null ? "no GPU here is" : "this GPU is not")} fit: {all}.");
+    }
+
+    /// <summary>Null where CUDA cannot be used, with the reason.</summary>
+    private static CudaBackend? OpenCuda(int? ordinal, int maxRank, int maxSequences, int stepRows, out string reason)
+    {
+        (var chosen, var name, reason) = Choose(ordinal);
         if (reason.Length > 0) return null;
         var opened = CudaDevice.Open(chosen);
         try
@@ -46,7 +58,7 @@ internal static partial class Devices
         catch (Exception error) when (error is CudaException or OutOfDeviceMemoryException)
         {
             opened.Dispose();
-            reason = $"cuda:{chosen} ({found[chosen].Name}) does not start: {error.Message}";
+            reason = $"cuda:{chosen} ({name}) does not start: {error.Message}";
             return null;
         }
     }
