@@ -12,6 +12,7 @@ namespace TenantLora.ChatHost;
 /// <param name="catalog">Each tenant's names.</param>
 internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog catalog) : IAsyncDisposable
 {
+    private const int MostTries = 3;
     private readonly ConcurrentDictionary<string, AdapterInfo> adapters = new(StringComparer.Ordinal);
 
     public EngineInfo Info { get; } = info;
@@ -21,8 +22,8 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     /// <summary>The engine in this process; null where another runtime answers.</summary>
     public Engine? Engine => runtime as Engine;
 
-    /// <summary>Called with a digest before a request runs under it: its chance to bring the adapter to the runtime.</summary>
-    public Action<string> Prepare { get; set; } = _ => { };
+    /// <summary>Called with a digest before a request runs under it, its chance to bring the adapter to the runtime; and once more, with true, where the runtime did not have it after all.</summary>
+    public Action<string, bool> Prepare { get; set; } = (_, _) => { };
 
     public DateTimeOffset Started { get; } = TimeProvider.System.GetUtcNow();
 
@@ -59,7 +60,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     public (CatalogModel Model, GenerationRequest Request) Pin(GenerationRequest request)
     {
         var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
-        if (model.Digest is not null) Prepare(model.Digest);
+        if (model.Digest is not null) Prepare(model.Digest, false);
         return (model, request with { Model = model.Name, Adapter = model.Digest });
     }
 
@@ -70,14 +71,23 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     public async IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest pinned, [EnumeratorCancellation] CancellationToken cancellationToken)
     {
         var end = new AnswerEnd(null, false);
+        var events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
         try
         {
-            await using var events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
-            while (true)
+            for (var again = 0; ;)
             {
                 try
                 {
                     if (!await events.MoveNextAsync()) break;
+                    again = MostTries;
+                }
+                catch (TenantLoraException e) when (e.Code == ErrorCodes.ModelNotFound && pinned.Adapter is not null && again++ < MostTries)
+                {
+                    // It had to make room for others between its preparation and now.
+                    await events.DisposeAsync();
+                    Prepare(pinned.Adapter, true);
+                    events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
+                    continue;
                 }
                 catch (Exception e) when (e is not OperationCanceledException)
                 {
@@ -90,6 +100,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
         }
         finally
         {
+            await events.DisposeAsync();
             Ended(pinned, end);
         }
     }

@@ -23,6 +23,10 @@ internal sealed class TenantLoraOptions
     public int Threads { get; set; }
     public int CacheTokens { get; set; }
     public int AdapterMemoryMegabytes { get; set; }
+
+    /// <summary>Host memory for adapters, in MiB; 0: a quarter of the machine's. Those beyond it are read from the disk again when asked for.</summary>
+    public int AdapterHostMegabytes { get; set; }
+
     public int ContextLength { get; set; }
     public int StepTokens { get; set; }
     public int MaxSequences { get; set; } = 256;
@@ -110,6 +114,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         AtLeast(nameof(o.Threads), o.Threads, 0);
         AtLeast(nameof(o.CacheTokens), o.CacheTokens, 0);
         AtLeast(nameof(o.AdapterMemoryMegabytes), o.AdapterMemoryMegabytes, 0);
+        AtLeast(nameof(o.AdapterHostMegabytes), o.AdapterHostMegabytes, 0);
         AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
         AtLeast(nameof(o.StepTokens), o.StepTokens, 0);
         AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);

@@ -20,8 +20,9 @@ internal sealed partial class TenantAdapters(
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
 
     private readonly Lock following = new(), bytes = new();
-    private readonly ConcurrentDictionary<string, Lazy<bool>> loaded = new(StringComparer.Ordinal);
+    private readonly ConcurrentDictionary<string, HeldAdapter> held = new(StringComparer.Ordinal);          // by the engine, in host memory
     private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
+    private readonly long budget = options.Value.AdapterHostMegabytes > 0 ? (long)options.Value.AdapterHostMegabytes << 20 : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4;
     private long generation = -1;
 
     // ---- The host's start and its life
@@ -53,6 +54,7 @@ internal sealed partial class TenantAdapters(
             try
             {
                 Follow();
+                if (serving.Engine is { } engine) MakeRoom(engine);         // for what ran when it should have gone
                 if (!well) Back(log);
                 well = true;
             }
@@ -141,32 +143,56 @@ internal sealed partial class TenantAdapters(
             bool IsWanted() => store.Digests().Contains(digest);            // uploaded anew in this moment
             if (IsWanted()) return;
             serving.Engine?.RemoveAdapter(digest);
-            loaded.TryRemove(digest, out _);
+            held.TryRemove(digest, out _);
             serving.ForgetAdapter(digest);
             folders.Delete(digest, IsWanted);
         }
     }
 
     /// <summary>Brings an adapter's files to the engine, once however many ask. Files that are not what they were when they came are refused.</summary>
-    private void Load(string digest)
+    /// <param name="digest">Of the adapter.</param>
+    /// <param name="isMissing">The engine has it not, whatever is thought here.</param>
+    private void Load(string digest, bool isMissing)
     {
         if (serving.Engine is not { } engine) return;
-        var load = loaded.GetOrAdd(digest, d => new Lazy<bool>(() =>
+        if (isMissing) held.TryRemove(digest, out _);
+        var adapter = held.GetOrAdd(digest, d => new HeldAdapter(() =>
         {
-            var found = engine.AddAdapter(folders.PathOf(d)).Digest;
-            if (found == d) return true;
-            engine.RemoveAdapter(found);
-            throw new InvalidDataException($"The files of {d} have changed: they are {found} now.");
+            var found = engine.AddAdapter(folders.PathOf(d));
+            if (found.Digest == d) return found.Bytes;
+            engine.RemoveAdapter(found.Digest);
+            throw new InvalidDataException($"The files of {d} have changed: they are {found.Digest} now.");
         }));
         try
         {
-            _ = load.Value;
+            _ = adapter.Bytes;
+            if (adapter.Use() == 1) MakeRoom(engine);
         }
         catch (Exception e)
         {
-            loaded.TryRemove(KeyValuePair.Create(digest, load));
+            held.TryRemove(KeyValuePair.Create(digest, adapter));
             Unloadable(log, digest, e);
             throw new TenantLoraException(ErrorCodes.AdapterUnavailable, "The adapter's files cannot be read on this server. Its admins are told in the log.", e);
+        }
+    }
+
+    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One that runs stays.</summary>
+    private void MakeRoom(Engine engine)
+    {
+        lock (bytes)
+        {
+            var all = held.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed).ToArray();
+            var excess = all.Sum(h => h.Value.Bytes) - budget;
+            if (excess <= 0) return;
+            var running = engine.Residents.Where(r => r.References > 0).Select(r => r.Digest).ToHashSet(StringComparer.Ordinal);
+            foreach (var (digest, adapter) in all.SkipLast(1))
+            {
+                if (excess <= 0) return;
+                if (running.Contains(digest)) continue;
+                engine.RemoveAdapter(digest);           // a request that has just been told that it is here misses it, and asks again: see Serving.GenerateAsync
+                held.TryRemove(KeyValuePair.Create(digest, adapter));
+                excess -= adapter.Bytes;
+            }
         }
     }
 
@@ -187,6 +213,7 @@ internal sealed partial class TenantAdapters(
             engine.AddAdapter(staged.Path);
             AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
             var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
+            if (held.GetOrAdd(adapter.Digest, _ => new HeldAdapter(() => adapter.Bytes)) is var it && it.Bytes > 0 && it.Use() == 1) MakeRoom(engine);
             return (report, version, created);
         }
         finally
@@ -233,4 +260,25 @@ internal sealed partial class TenantAdapters(
 
     [LoggerMessage(LogLevel.Information, "The store answers again")]
     private static partial void Back(ILogger log);
+}
+
+/// <summary>An adapter that the engine has been given, or is being given.</summary>
+internal sealed class HeldAdapter(Func<long> load)
+{
+    private readonly Lazy<long> bytes = new(load);
+    private long uses, lastUsed;
+
+    /// <summary>What it takes; waits for the load. Throws what the load threw.</summary>
+    public long Bytes => bytes.Value;
+
+    public bool IsHere => bytes.IsValueCreated && uses > 0;
+
+    public long LastUsed => Interlocked.Read(ref lastUsed);
+
+    /// <summary>Notes a use; says the how-manieth it is.</summary>
+    public long Use()
+    {
+        Interlocked.Exchange(ref lastUsed, Environment.TickCount64);
+        return Interlocked.Increment(ref uses);
+    }
 }

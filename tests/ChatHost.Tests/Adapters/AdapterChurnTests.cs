@@ -26,8 +26,8 @@ public sealed class AdapterChurnTests
         var seconds = int.Parse(Environment.GetEnvironmentVariable("TENANTLORA_CHURN_SECONDS") ?? "12", CultureInfo.InvariantCulture);
         string[] tenants = [.. Enumerable.Range(0, Tenants).Select(i => $"t{i:d2}")];
         await using var quiet = Engine.Start(new EngineOptions { ModelDirectory = Repo.Path("models", "demo-7m"), Threads = 1, Device = "cpu" });
-        // Room for a handful of adapters on the device: the others take turns.
-        await using var host = await TestHost.StartRealAsync([.. tenants.Select(t => $"Tenants:{t}:Name={t}"), "AdapterMemoryMegabytes=8", "Device=cpu"]);
+        // Room for a score of adapters on the device and two in memory: the others take turns, and come from the disk.
+        await using var host = await TestHost.StartRealAsync([.. tenants.Select(t => $"Tenants:{t}:Name={t}"), "AdapterMemoryMegabytes=4", "AdapterHostMegabytes=6", "Device=cpu"]);
         var marks = new ConcurrentDictionary<string, string>();      // by digest
         var (streams, tokens, refused, moves) = (0, 0, new ConcurrentDictionary<string, int>(), new ConcurrentDictionary<string, int>());
         await Task.WhenAll(tenants.Chunk(Tenants / 4).Select(some => Task.Run(async () =>
@@ -88,6 +88,7 @@ public sealed class AdapterChurnTests
         var adapters = System.IO.Path.Combine(host.Data, "adapters");
         Assert.Equal(digests.Count, Directory.GetDirectories(adapters).Where(d => System.IO.Path.GetFileName(d).Length == 2).Sum(d => Directory.GetDirectories(d).Length));
         Assert.Subset(digests.ToHashSet(), engine.Residents.Select(r => r.Digest).ToHashSet());
+        await TestHost.UntilAsync(() => engine.Residents.Sum(r => r.Bytes) is > 0 and < 7 << 20, "those beyond the memory went back to the disk");
         Assert.Empty(Directory.GetFileSystemEntries(System.IO.Path.Combine(adapters, "staging")));
     }
 
