@@ -29,10 +29,11 @@ public sealed class AdapterChurnTests
         // Room for a score of adapters on the device and two in memory: the others take turns, and come from the disk.
         await using var host = await TestHost.StartRealAsync([.. tenants.Select(t => $"Tenants:{t}:Name={t}"), "AdapterMemoryMegabytes=4", "AdapterHostMegabytes=6", "Device=cpu"]);
         var marks = new ConcurrentDictionary<string, string>();      // by digest
+        var deleted = new ConcurrentDictionary<string, bool>();      // tenants who have been without an active version
         var (streams, tokens, refused, moves) = (0, 0, new ConcurrentDictionary<string, int>(), new ConcurrentDictionary<string, int>());
         await Task.WhenAll(tenants.Chunk(Tenants / 4).Select(some => Task.Run(async () =>
         {
-            using var random = new Mover(host, quiet, marks, some[0]);
+            using var random = new Mover(host, quiet, marks, deleted, some[0]);
             foreach (var tenant in some) await random.BringAsync(tenant, activate: true);
         })));
         Assert.Equal(marks.Count, marks.Values.Distinct().Count());
@@ -40,7 +41,7 @@ public sealed class AdapterChurnTests
         using var end = new CancellationTokenSource(TimeSpan.FromSeconds(seconds));
         var movers = Enumerable.Range(0, 3).Select(m => Task.Run(async () =>
         {
-            using var mover = new Mover(host, quiet, marks, $"mover {m}");
+            using var mover = new Mover(host, quiet, marks, deleted, $"mover {m}");
             while (!end.IsCancellationRequested) moves.AddOrUpdate(await mover.MoveAsync(tenants), 1, (_, n) => n + 1);
         })).ToArray();
         var readers = Enumerable.Range(0, Streams).Select(r => Task.Run(async () =>
@@ -48,7 +49,8 @@ public sealed class AdapterChurnTests
             var random = new Random(r);
             while (!end.IsCancellationRequested)
             {
-                using var client = host.Client(tenants[random.Next(Tenants)]);
+                var tenant = tenants[random.Next(Tenants)];
+                using var client = host.Client(tenant);
                 var model = new[] { "mark", "mark", "mark", "mark@v1", "mark@v2", "mark@previous", "mark@canary" }[random.Next(7)];
                 using var request = new HttpRequestMessage(HttpMethod.Post, "/v1/chat/completions")
                 {
@@ -59,6 +61,7 @@ public sealed class AdapterChurnTests
                 {
                     var code = (await TestHost.ReadAsync(response)).GetProperty("error").GetProperty("code").GetString()!;
                     refused.AddOrUpdate(code, 1, (_, n) => n + 1);
+                    Assert.True(model != "mark" || deleted.ContainsKey(tenant), $"{tenant}'s active version was not found.");
                     continue;
                 }
                 var digest = response.Headers.GetValues("x-tenantlora-adapter").Single();
@@ -93,7 +96,7 @@ public sealed class AdapterChurnTests
     }
 
     /// <summary>An admin who does this and that.</summary>
-    private sealed class Mover(TestHost host, Engine quiet, ConcurrentDictionary<string, string> marks, string name) : IDisposable
+    private sealed class Mover(TestHost host, Engine quiet, ConcurrentDictionary<string, string> marks, ConcurrentDictionary<string, bool> deleted, string name) : IDisposable
     {
         private static readonly Lock Oracle = new();
         private readonly Random random = new(name.Sum(c => c));
@@ -159,6 +162,7 @@ public sealed class AdapterChurnTests
                     return "versions deleted";
                 default:
                     if (random.Next(4) > 0) return "looked at";
+                    deleted[tenant] = true;
                     (await admin.DeleteAsync(path)).Dispose();
                     return "deleted";
             }
