@@ -12,7 +12,6 @@ namespace TenantLora.ChatHost;
 /// <param name="catalog">Each tenant's names.</param>
 internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog catalog) : IAsyncDisposable
 {
-    private const int MostTries = 3;
     private readonly ConcurrentDictionary<string, AdapterInfo> adapters = new(StringComparer.Ordinal);
 
     public EngineInfo Info { get; } = info;
@@ -22,8 +21,8 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     /// <summary>The engine in this process; null where another runtime answers.</summary>
     public Engine? Engine => runtime as Engine;
 
-    /// <summary>Called with a digest before a request runs under it, its chance to bring the adapter to the runtime; and once more, with true, where the runtime did not have it after all.</summary>
-    public Action<string, bool> Prepare { get; set; } = (_, _) => { };
+    /// <summary>Brings an adapter to the runtime and keeps it there until the result is disposed of.</summary>
+    public Func<string, IDisposable>? Use { get; set; }
 
     public DateTimeOffset Started { get; } = TimeProvider.System.GetUtcNow();
 
@@ -57,37 +56,37 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
 
     /// <summary>The model that a request means, and the request bound to it: whatever happens to the name meanwhile, it runs under this version.</summary>
     /// <exception cref="TenantLoraException">As <see cref="Resolve"/>; or the adapter cannot be brought to the runtime.</exception>
-    public (CatalogModel Model, GenerationRequest Request) Pin(GenerationRequest request)
+    public PinnedRequest Pin(GenerationRequest request)
     {
-        var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
-        if (model.Digest is not null) Prepare(model.Digest, false);
-        return (model, request with { Model = model.Name, Adapter = model.Digest });
+        while (true)
+        {
+            var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
+            try
+            {
+                return new PinnedRequest(model, request with { Model = model.Name, Adapter = model.Digest }, model.Digest is null ? null : Use?.Invoke(model.Digest));
+            }
+            catch (TenantLoraException) when (catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request)).Digest != model.Digest)
+            {
+                // The name was moved and what it meant deleted, just now.
+            }
+        }
     }
 
     /// <summary>Told of each answer that has ended, however it did.</summary>
-    public Action<GenerationRequest, AnswerEnd> Ended { get; set; } = (_, _) => { };
+    public Action<PinnedRequest, AnswerEnd> Ended { get; set; } = (_, _) => { };
 
     /// <summary>Answers a pinned request.</summary>
-    public async IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest pinned, [EnumeratorCancellation] CancellationToken cancellationToken)
+    public async IAsyncEnumerable<GenerationEvent> GenerateAsync(PinnedRequest pinned, [EnumeratorCancellation] CancellationToken cancellationToken)
     {
         var end = new AnswerEnd(null, false);
-        var events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
         try
         {
-            for (var again = 0; ;)
+            await using var events = runtime.GenerateAsync(pinned.Request, cancellationToken).GetAsyncEnumerator(cancellationToken);
+            while (true)
             {
                 try
                 {
                     if (!await events.MoveNextAsync()) break;
-                    again = MostTries;
-                }
-                catch (TenantLoraException e) when (e.Code == ErrorCodes.ModelNotFound && pinned.Adapter is not null && again++ < MostTries)
-                {
-                    // It had to make room for others between its preparation and now.
-                    await events.DisposeAsync();
-                    Prepare(pinned.Adapter, true);
-                    events = runtime.GenerateAsync(pinned, cancellationToken).GetAsyncEnumerator(cancellationToken);
-                    continue;
                 }
                 catch (Exception e) when (e is not OperationCanceledException)
                 {
@@ -100,7 +99,6 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
         }
         finally
         {
-            await events.DisposeAsync();
             Ended(pinned, end);
         }
     }
@@ -137,3 +135,13 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
 /// <param name="Done">Null: it failed, or its reader went away.</param>
 /// <param name="Failed">By the runtime's doing.</param>
 internal sealed record AnswerEnd(GenerationDone? Done, bool Failed);
+
+/// <summary>A request bound to what its model's name meant when it came. Its adapter stays where it is until this is disposed of.</summary>
+internal sealed class PinnedRequest(CatalogModel model, GenerationRequest request, IDisposable? lease) : IDisposable
+{
+    public CatalogModel Model { get; } = model;
+
+    public GenerationRequest Request { get; } = request;
+
+    public void Dispose() => lease?.Dispose();
+}

@@ -19,6 +19,7 @@ internal sealed partial class TenantAdapters(
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
 
+    private static readonly IDisposable Nobody = new MemoryStream();
     private readonly Lock following = new(), bytes = new();
     private readonly ConcurrentDictionary<string, HeldAdapter> held = new(StringComparer.Ordinal);          // by the engine, in host memory
     private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
@@ -29,7 +30,7 @@ internal sealed partial class TenantAdapters(
 
     public override Task StartAsync(CancellationToken cancellationToken)
     {
-        serving.Prepare = Load;
+        serving.Use = Use;
         Import();
         Follow();
         if (folders.Sweep(store.Digests()) is var swept and > 0) Swept(log, swept);
@@ -135,65 +136,70 @@ internal sealed partial class TenantAdapters(
             adapter is { Canary: not null, Share: { } share } ? new CatalogCanary(Name(adapter.Canary)!, (int)share) : null);
     }
 
-    /// <summary>No version has it any more: running requests keep it, and its memory and its files go.</summary>
+    /// <summary>No version has it any more: those who use it keep it, and with the last of them its memory and its files go.</summary>
     private void Discard(string digest)
     {
         lock (bytes)
         {
             bool IsWanted() => store.Digests().Contains(digest);            // uploaded anew in this moment
-            if (IsWanted()) return;
+            if (IsWanted() || (held.TryGetValue(digest, out var adapter) && !adapter.Close(() => Release(digest, adapter), whenLeft: () => Discard(digest)))) return;
             serving.Engine?.RemoveAdapter(digest);
-            held.TryRemove(digest, out _);
             serving.ForgetAdapter(digest);
             folders.Delete(digest, IsWanted);
         }
     }
 
-    /// <summary>Brings an adapter's files to the engine, once however many ask. Files that are not what they were when they came are refused.</summary>
-    /// <param name="digest">Of the adapter.</param>
-    /// <param name="isMissing">The engine has it not, whatever is thought here.</param>
-    private void Load(string digest, bool isMissing)
+    /// <summary>
+    /// Brings an adapter's files to the engine, once however many ask, and keeps them there until the caller is through. Files that are not what they
+    /// were when they came are refused.
+    /// </summary>
+    /// <exception cref="TenantLoraException"><see cref="ErrorCodes.AdapterUnavailable"/></exception>
+    private IDisposable Use(string digest)
     {
-        if (serving.Engine is not { } engine) return;
-        if (isMissing) held.TryRemove(digest, out _);
-        var adapter = held.GetOrAdd(digest, d => new HeldAdapter(() =>
+        if (serving.Engine is not { } engine) return Nobody;
+        while (true)
         {
-            var found = engine.AddAdapter(folders.PathOf(d));
-            if (found.Digest == d) return found.Bytes;
-            engine.RemoveAdapter(found.Digest);
-            throw new InvalidDataException($"The files of {d} have changed: they are {found.Digest} now.");
-        }));
-        try
-        {
-            _ = adapter.Bytes;
-            if (adapter.Use() == 1) MakeRoom(engine);
-        }
-        catch (Exception e)
-        {
-            held.TryRemove(KeyValuePair.Create(digest, adapter));
-            Unloadable(log, digest, e);
-            throw new TenantLoraException(ErrorCodes.AdapterUnavailable, "The adapter's files cannot be read on this server. Its admins are told in the log.", e);
+            var adapter = held.GetOrAdd(digest, d => new HeldAdapter(() =>
+            {
+                var found = engine.AddAdapter(folders.PathOf(d));
+                if (found.Digest == d) return found.Bytes;
+                engine.RemoveAdapter(found.Digest);
+                throw new InvalidDataException($"The files of {d} have changed: they are {found.Digest} now.");
+            }));
+            if (!adapter.Enter()) continue;         // it has just gone
+            try
+            {
+                var isFirst = !adapter.IsHere;
+                _ = adapter.Bytes;
+                if (isFirst) MakeRoom(engine);
+                return new HeldAdapter.Lease(adapter);
+            }
+            catch (Exception e)
+            {
+                held.TryRemove(KeyValuePair.Create(digest, adapter));
+                adapter.Leave();
+                Unloadable(log, digest, e);
+                throw new TenantLoraException(ErrorCodes.AdapterUnavailable, "The adapter's files cannot be read on this server. Its admins are told in the log.", e);
+            }
         }
     }
 
-    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One that runs stays.</summary>
+    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One in use stays.</summary>
     private void MakeRoom(Engine engine)
     {
-        lock (bytes)
+        var all = held.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed).ToArray();
+        var excess = all.Sum(h => h.Value.Bytes) - budget;
+        foreach (var (digest, adapter) in all)
         {
-            var all = held.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed).ToArray();
-            var excess = all.Sum(h => h.Value.Bytes) - budget;
             if (excess <= 0) return;
-            var running = engine.Residents.Where(r => r.References > 0).Select(r => r.Digest).ToHashSet(StringComparer.Ordinal);
-            foreach (var (digest, adapter) in all.SkipLast(1))
-            {
-                if (excess <= 0) return;
-                if (running.Contains(digest)) continue;
-                engine.RemoveAdapter(digest);           // a request that has just been told that it is here misses it, and asks again: see Serving.GenerateAsync
-                held.TryRemove(KeyValuePair.Create(digest, adapter));
-                excess -= adapter.Bytes;
-            }
+            if (adapter.Close(() => Release(digest, adapter))) excess -= adapter.Bytes;
         }
+    }
+
+    private void Release(string digest, HeldAdapter adapter)
+    {
+        serving.Engine!.RemoveAdapter(digest);
+        held.TryRemove(KeyValuePair.Create(digest, adapter));
     }
 
     // ---- What admins do
@@ -213,7 +219,7 @@ internal sealed partial class TenantAdapters(
             engine.AddAdapter(staged.Path);
             AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
             var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
-            if (held.GetOrAdd(adapter.Digest, _ => new HeldAdapter(() => adapter.Bytes)) is var it && it.Bytes > 0 && it.Use() == 1) MakeRoom(engine);
+            Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
             return (report, version, created);
         }
         finally
@@ -262,23 +268,67 @@ internal sealed partial class TenantAdapters(
     private static partial void Back(ILogger log);
 }
 
-/// <summary>An adapter that the engine has been given, or is being given.</summary>
+/// <summary>An adapter that the engine has been given, or is being given, and who uses it.</summary>
 internal sealed class HeldAdapter(Func<long> load)
 {
     private readonly Lazy<long> bytes = new(load);
-    private long uses, lastUsed;
+    private readonly Lock gate = new();
+    private long lastUsed;
+    private int users;
+    private bool isClosed;
+    private Action? whenLeft;
 
     /// <summary>What it takes; waits for the load. Throws what the load threw.</summary>
     public long Bytes => bytes.Value;
 
-    public bool IsHere => bytes.IsValueCreated && uses > 0;
+    public bool IsHere => bytes.IsValueCreated;
 
     public long LastUsed => Interlocked.Read(ref lastUsed);
 
-    /// <summary>Notes a use; says the how-manieth it is.</summary>
-    public long Use()
+    /// <summary>False: it has gone, and another must take its place. Waits for one that is just going.</summary>
+    public bool Enter()
     {
-        Interlocked.Exchange(ref lastUsed, Environment.TickCount64);
-        return Interlocked.Increment(ref uses);
+        lock (gate)
+        {
+            if (isClosed) return false;
+            Interlocked.Exchange(ref lastUsed, Environment.TickCount64);
+            users++;
+            return true;
+        }
+    }
+
+    public void Leave()
+    {
+        Action? after = null;
+        lock (gate)
+            if (--users == 0) (after, whenLeft) = (whenLeft, null);
+        after?.Invoke();
+    }
+
+    /// <summary>Lets it go if nobody uses it; otherwise notes what is to be done when the last has left.</summary>
+    public bool Close(Action release, Action? whenLeft = null)
+    {
+        lock (gate)
+        {
+            if (isClosed) return false;
+            if (users > 0)
+            {
+                this.whenLeft ??= whenLeft;
+                return false;
+            }
+            isClosed = true;
+            release();
+            return true;
+        }
+    }
+
+    public sealed class Lease(HeldAdapter adapter) : IDisposable
+    {
+        private int left;
+
+        public void Dispose()
+        {
+            if (Interlocked.Exchange(ref left, 1) == 0) adapter.Leave();
+        }
     }
 }

@@ -24,11 +24,21 @@ internal sealed partial class Generations(
     {
         try
         {
-            var (model, request) = serving.Pin(HubRequest.Read(json, tenant));
+            var request = HubRequest.Read(json, tenant);
             var lease = admission.Enter(tenant);
-            var generation = new Generation(tenant, model.Name, model.Digest);
+            PinnedRequest pinned;
+            try
+            {
+                pinned = serving.Pin(request);
+            }
+            catch
+            {
+                lease.Dispose();
+                throw;
+            }
+            var generation = new Generation(tenant, pinned.Model.Name, pinned.Model.Digest);
             all[generation.Id] = generation;
-            _ = Task.Run(() => RunAsync(generation, request, lease));
+            _ = Task.Run(() => RunAsync(generation, pinned, lease));
             return generation;
         }
         catch (TenantLoraException e)
@@ -41,9 +51,10 @@ internal sealed partial class Generations(
     /// <summary>The tenant's generation; null for one that is unknown, forgotten or another's.</summary>
     public Generation? Find(string tenant, string id) => all.TryGetValue(id, out var generation) && generation.Tenant == tenant ? generation : null;
 
-    private async Task RunAsync(Generation generation, GenerationRequest request, IDisposable lease)
+    private async Task RunAsync(Generation generation, PinnedRequest request, IDisposable lease)
     {
         using (lease)
+        using (request)
             await generation.RunAsync(token => serving.GenerateAsync(request, token), e => Broke(log, generation.Id, e), admission.Ended);
         metrics.Ended("hub", generation.Outcome!);
         Keep(generation);

@@ -65,7 +65,8 @@ internal sealed partial class CompletionService(
     private async Task AnswerAsync(HttpContext context, bool chat, string endpoint)
     {
         var request = CompletionRequest.Read(await ReadBodyAsync(context), context.User.Tenant(), chat);
-        var (model, pinned) = serving.Pin(request.Generation);
+        using var pinned = serving.Pin(request.Generation);
+        var model = pinned.Model;
         using var lease = admission.Enter(context.User.Tenant());
         using var end = CancellationTokenSource.CreateLinkedTokenSource(context.RequestAborted, admission.Ended);
         await using var events = serving.GenerateAsync(pinned, end.Token).GetAsyncEnumerator(end.Token);

@@ -1,6 +1,5 @@
 using System.Data.Common;
 using Dapper;
-using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.Store;
 
@@ -42,17 +41,15 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
         TryFlush();
     }
 
-    private void Count(GenerationRequest request, AnswerEnd end)
+    private void Count(PinnedRequest pinned, AnswerEnd end)
     {
-        var model = request.Model ?? serving.Info.Model;
-        var name = request.Adapter is null ? serving.Info.Model : model.Split('@')[0];
-        var version = request.Adapter is { } digest ? serving.Catalog.Find(request.Tenant, $"{name}@{digest}")?.Version ?? digest : "";
+        var (tenant, name, version) = (pinned.Request.Tenant, pinned.Model.Name.Split('@')[0], pinned.Model.Version ?? "");
         var hour = time.GetUtcNow().ToUnixTimeSeconds() / 3600;
         var (usage, timings) = (end.Done?.Usage, end.Done?.Timings);
         lock (gate)
         {
-            var key = (request.Tenant, name, version, hour);
-            var row = rows.GetValueOrDefault(key) ?? new UsageRow(request.Tenant, name, version, hour, 0, 0, 0, 0, 0);
+            var key = (tenant, name, version, hour);
+            var row = rows.GetValueOrDefault(key) ?? new UsageRow(tenant, name, version, hour, 0, 0, 0, 0, 0);
             rows[key] = row with
             {
                 Requests = row.Requests + 1,
@@ -67,7 +64,7 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
 
             void Measure(string measure, double value)
             {
-                var at = (request.Tenant, name, version, hour, measure, (long)Math.Floor(Math.Log(Math.Max(value, 0.001), Step)));
+                var at = (tenant, name, version, hour, measure, (long)Math.Floor(Math.Log(Math.Max(value, 0.001), Step)));
                 buckets[at] = buckets.GetValueOrDefault(at) + 1;
             }
         }
