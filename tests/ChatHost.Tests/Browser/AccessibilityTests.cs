@@ -56,6 +56,8 @@ public sealed class AccessibilityTests(Chromium chromium)
         await using var tab = await OpenAsync(host, theme);
         var page = tab.Page;
         await tab.SignInAsync("harbor");
+        await tab.AskAsync("When are you open?"); // something to show as usage
+        await Expect(tab.Answers.Last).ToHaveAttributeAsync("data-state", "complete");
         await page.GetByTestId("adapters").ClickAsync();
         await Expect(page.GetByTestId("adapter").First).ToBeVisibleAsync();
         await PassesAsync(tab, "adapters");
@@ -75,7 +77,7 @@ public sealed class AccessibilityTests(Chromium chromium)
         await Expect(page.GetByTestId("why")).ToBeVisibleAsync();
         await PassesAsync(tab, "activate");
         await page.Keyboard.PressAsync("Escape");
-        foreach (var (view, content) in new[] { ("memory", "device"), ("keys", "key-list"), ("audit", "audit") })
+        foreach (var (view, content) in new[] { ("memory", "device"), ("usage", "usage"), ("keys", "key-list"), ("audit", "audit") })
         {
             await page.GetByTestId($"tab-{view}").ClickAsync();
             await Expect(page.GetByTestId(content)).ToBeVisibleAsync();

@@ -1,4 +1,5 @@
 using System.Net.Http.Json;
+using System.Text.RegularExpressions;
 using Microsoft.Playwright;
 using TenantLora.Tests;
 using static Microsoft.Playwright.Assertions;
@@ -10,6 +11,16 @@ namespace TenantLora.ChatHost.Tests.Browser;
 public sealed class AdaptersPageTests(Chromium chromium) : IDisposable
 {
     private const string Opening = "When are you open?";
+
+    /// <summary>Whether a canvas within holds pixels that are not grey.</summary>
+    private const string Coloured = """
+        box => {
+          const canvas = box.querySelector('canvas');
+          const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+          return data.some((red, i) => i % 4 === 0 && data[i + 3] === 255 && Math.abs(red - data[i + 1]) > 60);
+        }
+        """;
+
     private readonly DirectoryInfo made = Directory.CreateTempSubdirectory("tenantlora-");
 
     public void Dispose() => made.Delete(recursive: true);
@@ -137,6 +148,59 @@ public sealed class AdaptersPageTests(Chromium chromium) : IDisposable
         await kiosk.GetByTestId("revoke").ClickAsync();
         await page.GetByTestId("confirm").ClickAsync();
         await Expect(kiosk).ToHaveCountAsync(0);
+        Assert.Empty(tab.Complaints);
+    }
+
+    [Fact]
+    public async Task What_was_asked_shows_in_the_usage()
+    {
+        var (text, promptTokens, tokens) = DemoHost.Answer("harbor", Opening);
+        await using var host = await TestHost.StartRealAsync();
+        await using var tab = await chromium.OpenAsync(host.Url, new() { ViewportSize = new() { Width = 1280, Height = 900 }, ColorScheme = ColorScheme.Light, ReducedMotion = ReducedMotion.Reduce });
+        var page = tab.Page;
+        await tab.SignInAsync("harbor");
+        await page.GetByTestId("adapters").ClickAsync();
+        await page.GetByTestId("tab-usage").ClickAsync();
+        await Expect(page.GetByTestId("usage")).ToContainTextAsync("Nobody has asked anything");
+        await tab.ShootAsync("usage-none");
+
+        await page.GetByTestId("back-to-chat").ClickAsync();
+        await tab.AskAsync(Opening);
+        await tab.AnsweredAsync(text);
+        await page.GetByTestId("adapters").ClickAsync();
+        await page.GetByTestId("tab-usage").ClickAsync();
+        var row = page.GetByTestId("usage-row");
+        var cells = row.Locator("th, td");
+        await Expect(cells).ToHaveCountAsync(10);
+        foreach (var (cell, shown) in new[] { "harbor", "v1", "1", $"{promptTokens}", $"{tokens}", "0", "0" }.Index()) await Expect(cells.Nth(cell)).ToHaveTextAsync(shown);
+        await Expect(cells.Nth(7)).ToContainTextAsync("s"); // ms or s
+        var chart = page.GetByTestId("usage-chart");
+        await Expect(chart.Locator("canvas")).ToBeVisibleAsync();
+        await Expect(chart).ToHaveAttributeAsync("aria-label", new Regex($"1 request and {promptTokens + tokens} tokens in the last 24 hours"));
+
+        foreach (var period in new[] { "7 days", "24 hours", "90 days" })
+        {
+            await page.GetByRole(AriaRole.Radio, new() { Name = period }).CheckAsync(new() { Force = true });
+            await Expect(chart).ToHaveAttributeAsync("aria-label", new Regex(period));
+            await Expect(row).ToHaveCountAsync(1);
+            await tab.ShootAsync($"usage-{period.Replace(' ', '-')}");
+        }
+        await page.GetByRole(AriaRole.Button, new() { Name = "Adapter" }).ClickAsync();
+        await Expect(page.GetByRole(AriaRole.Columnheader, new() { Name = "Adapter" })).ToHaveAttributeAsync("aria-sort", "ascending");
+
+        await chart.HoverAsync();
+        await Expect(page.Locator("figcaption")).ToContainTextAsync(": 0 requests and 0 tokens");
+        await page.EmulateMediaAsync(new() { ColorScheme = ColorScheme.Dark });
+        Assert.True(await chart.EvaluateAsync<bool>(Coloured));
+        await tab.ShootAsync("usage-dark");
+        await page.SetViewportSizeAsync(390, 844);
+        await Expect(row).ToBeVisibleAsync();
+        await Expect(chart.Locator("canvas")).ToHaveJSPropertyAsync("clientWidth", await chart.EvaluateAsync<int>("box => box.clientWidth"));
+        Assert.True(await page.EvaluateAsync<bool>("() => ['html', '.admin'].every(s => { const e = document.querySelector(s); return e.scrollWidth <= e.clientWidth; })"));
+        await tab.ShootAsync("usage-dark-narrow");
+        await page.EmulateMediaAsync(new() { ColorScheme = ColorScheme.Light, ReducedMotion = ReducedMotion.Reduce });
+        await row.ScrollIntoViewIfNeededAsync();
+        await tab.ShootAsync("usage-narrow");
         Assert.Empty(tab.Complaints);
     }
 

@@ -1,18 +1,18 @@
 import { signal, type Signal } from '@preact/signals';
 import { ApiError, request, upload } from './api.ts';
 import { bytes, percent, plural } from './format.ts';
-import type { AdapterCard, AdapterDetail, AuditEntry, Finding, KeyCard, Resident, Session, Severity, VersionCard } from './protocol.ts';
+import type { AdapterCard, AdapterDetail, AuditEntry, Finding, KeyCard, Resident, Session, Severity, UsageCard, UsagePage, VersionCard } from './protocol.ts';
 
 // ── where one is ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-export type Page = { view: 'chat' } | { view: 'adapters'; name?: string } | { view: 'memory' } | { view: 'keys' } | { view: 'audit' };
+export type Page = { view: 'chat' } | { view: 'adapters'; name?: string } | { view: 'memory' } | { view: 'usage' } | { view: 'keys' } | { view: 'audit' };
 
 /** Everything that is not an admin's page is the chat, whose conversations have UUIDs for names. */
 export function pageOf(hash: string): Page {
   const [view, name] = hash.replace(/^#\//, '').split('/');
   switch (view) {
     case 'adapters': return name ? { view, name: unescaped(name) } : { view };
-    case 'memory': case 'keys': case 'audit': return { view };
+    case 'memory': case 'usage': case 'keys': case 'audit': return { view };
     default: return { view: 'chat' };
   }
 }
@@ -76,6 +76,67 @@ const deeds: Record<string, string> = {
 /** What was done, to what: "Activated", "harbor", "v1 → v2". */
 export function deed({ action, adapter, from, to }: AuditEntry): { what: string; adapter: string; change: string } {
   return { what: deeds[action] ?? action, adapter: adapter ?? '', change: from !== null && to !== null ? `${from} → ${to}` : (to ?? from ?? '') };
+}
+
+// ── what was used ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+/** The longest is what the server tells. */
+export const periods = [{ days: 1, name: '24 hours' }, { days: 7, name: '7 days' }, { days: 30, name: '30 days' }, { days: 90, name: '90 days' }];
+
+/** One hour or one day, which began at `at`, in milliseconds. */
+export interface Slot {
+  at: number;
+  requests: number;
+  errors: number;
+  promptTokens: number;
+  completionTokens: number;
+}
+
+const hour = 3_600_000;
+const hourOf = (at: number): number => Math.floor(at / hour);
+const nothing = { requests: 0, errors: 0, promptTokens: 0, completionTokens: 0 };
+const add = (a: Omit<Slot, 'at'>, b: Omit<Slot, 'at'>) => ({ requests: a.requests + b.requests, errors: a.errors + b.errors, promptTokens: a.promptTokens + b.promptTokens, completionTokens: a.completionTokens + b.completionTokens });
+
+/** A day is the last 24 hours; more days are this one and whole days before it, by this browser's clock. */
+export function hoursIn(days: number, now: number): number {
+  const first = new Date(now);
+  first.setHours(0, 0, 0, 0);
+  first.setDate(first.getDate() - days + 1);
+  return days === 1 ? 24 : Math.min(hourOf(now) - Math.ceil(first.getTime() / hour) + 1, 90 * 24);
+}
+
+/** Every hour of the period, those without requests too. */
+export function filled({ from, hours, count }: Pick<UsagePage, 'from' | 'hours'> & { count: number }): Slot[] {
+  const known = new Map(hours.map((h) => [hourOf(Date.parse(h.hour)), h]));
+  const first = hourOf(Date.parse(from));
+  return Array.from({ length: count }, (_, i) => ({ at: (first + i) * hour, ...add(nothing, known.get(first + i) ?? nothing) }));
+}
+
+/** The sums of days by this browser's clock; an hour is of the day in which it begins, even where days begin amid hours. */
+export function byDay(hours: Slot[]): Slot[] {
+  const days = new Map<number, Omit<Slot, 'at'>>();
+  for (const h of hours) {
+    const at = new Date(h.at).setHours(0, 0, 0, 0);
+    days.set(at, add(days.get(at) ?? nothing, h));
+  }
+  return [...days].map(([at, sum]) => ({ at, ...sum }));
+}
+
+/** All together, and the slot with the most tokens, of several the first with the most requests. */
+export function summary(slots: Slot[]): { total: Omit<Slot, 'at'>; peak: Slot } {
+  const tokens = (s: Slot): number => s.promptTokens + s.completionTokens;
+  return { total: slots.reduce(add, nothing), peak: slots.reduce((a, b) => ((tokens(b) - tokens(a) || b.requests - a.requests) > 0 ? b : a)) };
+}
+
+/** Numbers as numbers, v10 after v9; what has no value comes last either way. */
+export function sorted(cards: UsageCard[], by: keyof UsageCard, down: boolean): UsageCard[] {
+  const { compare } = new Intl.Collator(undefined, { numeric: true });
+  return cards.toSorted((a, b) => {
+    const [x, y] = [a[by], b[by]];
+    if (x === null || y === null) return Number(x === null) - Number(y === null);
+    const order = typeof x === 'number' ? x - (y as number) : compare(x, y as string);
+    return down ? -order : order;
+  });
 }
 
 // ── what is uploaded ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -167,6 +228,9 @@ export class Admin {
   readonly adapters = signal<Listing<AdapterCard> | null>(null);
   readonly detail = signal<AdapterDetail | null>(null);
   readonly resident = signal<Resident | null>(null);
+  readonly usage = signal<(UsagePage & { days: number; count: number }) | null>(null);
+  /** The days that the usage is asked for. */
+  readonly period = signal(1);
   readonly keys = signal<KeyCard[] | null>(null);
   readonly audit = signal<Listing<AuditEntry> | null>(null);
   /** Shown until put away; nothing else has it. */
@@ -211,12 +275,24 @@ export class Admin {
           else this.#keep(page, this.detail, await this.#get<AdapterDetail>(adapterPath(page.name)));
           break;
         case 'memory': this.#keep(page, this.resident, await request<Resident>('api/adapters/resident', this.#init())); break;
+        case 'usage': {
+          const days = this.period.value;
+          const count = hoursIn(days, Date.now());
+          const usage = await this.#get<UsagePage>(`usage?hours=${count}`);
+          if (days === this.period.value) this.#keep(page, this.usage, { ...usage, days, count });
+          break;
+        }
         case 'keys': this.#keep(page, this.keys, (await this.#get<{ keys: KeyCard[] }>('keys')).keys); break;
         case 'audit': this.#keep(page, this.audit, this.#part((await this.#get<{ entries: AuditEntry[] }>(`audit?limit=${auditPart}`)).entries)); break;
       }
     } catch (error) {
       if (this.#page === page) this.#failed(error, true);
     }
+  }
+
+  look(days: number): Promise<void> {
+    this.period.value = days;
+    return this.read();
   }
 
   async more(): Promise<void> {

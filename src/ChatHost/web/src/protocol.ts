@@ -129,6 +129,27 @@ export interface AuditEntry {
   why: string | null;
 }
 
+export interface UsageCard {
+  name: string;
+  /** Null: the base model. */
+  version: string | null;
+  requests: number;
+  errors: number;
+  cancelled: number;
+  promptTokens: number;
+  completionTokens: number;
+  firstTokenP50: number | null;
+  firstTokenP95: number | null;
+  tokensPerSecondP50: number | null;
+}
+
+/** Only hours with requests, oldest first. */
+export interface UsagePage {
+  from: string;
+  adapters: UsageCard[];
+  hours: { hour: string; requests: number; errors: number; promptTokens: number; completionTokens: number }[];
+}
+
 export interface KeyCard {
   id: string;
   label: string;

@@ -1,15 +1,15 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { aliases, deed, few, hashOf, inOrder, pageOf, pick, size, tally, tryLanes, type Page } from '../src/admin.ts';
+import { aliases, byDay, deed, few, filled, hashOf, hoursIn, inOrder, pageOf, pick, size, sorted, summary, tally, tryLanes, type Page } from '../src/admin.ts';
 import { percent } from '../src/format.ts';
-import type { AdapterCard, AuditEntry, Finding, Severity } from '../src/protocol.ts';
+import type { AdapterCard, AuditEntry, Finding, Severity, UsageCard } from '../src/protocol.ts';
 
 const card: AdapterCard = { name: 'harbor', etag: 'e', createdAt: '', active: 'v2', previous: 'v1', canary: { version: 'v3', share: 10 }, versions: 3 };
 const finding = (severity: Severity, code: string): Finding => ({ code, severity, what: '', where: '', expected: null, found: null, fix: null });
 const picked = (...paths: string[]) => pick(paths.map((path) => ({ path, file: path })));
 
 test('every page has an address that leads back to it', () => {
-  const pages: Page[] = [{ view: 'adapters' }, { view: 'adapters', name: 'a b/ü%' }, { view: 'memory' }, { view: 'keys' }, { view: 'audit' }, { view: 'chat' }];
+  const pages: Page[] = [{ view: 'adapters' }, { view: 'adapters', name: 'a b/ü%' }, { view: 'memory' }, { view: 'usage' }, { view: 'keys' }, { view: 'audit' }, { view: 'chat' }];
   for (const page of pages) assert.deepEqual(pageOf(hashOf(page)), page);
   assert.deepEqual(pageOf('#/0f0e4b6c-9a2b-4d55-8c76-3f1d5a9f0b11'), { view: 'chat' });
   assert.deepEqual(pageOf('#/adapters/50%'), { view: 'adapters', name: '50%' });
@@ -75,4 +75,42 @@ test('what is no adapter is refused in words that help', () => {
   assert.match(why('a.zip', 'b.zip'), /several archives: a\.zip, b\.zip/);
   assert.match(why('photo.jpg'), /photo\.jpg/);
   assert.equal(few(['a', 'b', 'c'], 2), 'a, b and 1 more');
+});
+
+test('usage: hours without requests are zero, and days are those of the clock on the wall', () => {
+  const zone = process.env.TZ;
+  try {
+    for (process.env.TZ of ['UTC', 'Asia/Kolkata', 'America/New_York']) {
+      const midnight = new Date(2026, 2, 9).getTime(); // the day after New York lost an hour
+      for (const now of [midnight, midnight + 1, midnight + 20 * 60_000, midnight + 23.9 * 3_600_000]) {
+        const count = hoursIn(7, now);
+        const first = (Math.floor(now / 3_600_000) - count + 1) * 3_600_000;
+        const at = (hour: number) => new Date(first + hour * 3_600_000).toISOString();
+        const used = { requests: 1, errors: 0, promptTokens: 10, completionTokens: 5 };
+        const hours = filled({ from: at(0), count, hours: [{ hour: at(0), ...used }, { hour: at(2), ...used }, { hour: at(count - 1), ...used }] });
+        assert.deepEqual([hours.length, hours[0]!.at, hours[1]!.requests, hours[2]!.promptTokens], [count, first, 0, 10]);
+        const days = byDay(hours);
+        const last = new Date(Math.floor(now / 3_600_000) * 3_600_000).getDate(); // in India midnight is amid an hour
+        assert.deepEqual(days.map((d) => new Date(d.at).getDate()), [3, 4, 5, 6, 7, 8, 9].filter((d) => d <= last), `${process.env.TZ} ${now - midnight}`);
+        assert.deepEqual(days.map((d) => d.requests), days.map((_, i) => (i === 0 ? 2 : 0) + (i === days.length - 1 ? 1 : 0)));
+        assert.deepEqual(summary(days).total, { requests: 3, errors: 0, promptTokens: 30, completionTokens: 15 });
+        assert.equal(summary(days).peak, days[0]);
+      }
+    }
+  } finally {
+    if (zone === undefined) delete process.env.TZ;
+    else process.env.TZ = zone;
+  }
+  assert.equal(hoursIn(1, Date.now()), 24);
+  assert.ok(hoursIn(90, Date.now()) <= 2160);
+});
+
+test('usage is sorted by any column, what has no value last', () => {
+  const cards = [['a', 'v9', 1, null], ['b', null, 3, 20], ['a', 'v10', 2, 10]].map(([name, version, requests, firstTokenP50]) => ({ name, version, requests, firstTokenP50 }) as UsageCard);
+  const order = (by: keyof UsageCard, down: boolean) => sorted(cards, by, down).map((c) => c.requests);
+  assert.deepEqual(order('requests', true), [3, 2, 1]);
+  assert.deepEqual(order('version', false), [1, 2, 3]);
+  assert.deepEqual(order('version', true), [2, 1, 3]);
+  assert.deepEqual(order('firstTokenP50', false), [2, 3, 1]);
+  assert.deepEqual(order('name', false), [1, 2, 3]);
 });

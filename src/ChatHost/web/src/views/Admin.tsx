@@ -5,17 +5,19 @@ import { bytes, when } from '../format.ts';
 import type { KeyCard, Place } from '../protocol.ts';
 import type { Workspace } from '../workspace.ts';
 import { AdapterView, AdaptersView, Digest } from './Adapters.tsx';
+import { UsageView } from './Usage.tsx';
 import { Dialog, Icon, IconButton, copyText } from './parts.tsx';
 
 export type AdminPlace = Exclude<Page, { view: 'chat' }>;
 
-export const pageNames: Record<AdminPlace['view'], string> = { adapters: 'Adapters', memory: 'Memory', keys: 'Keys', audit: 'Audit' };
+export const pageNames: Record<AdminPlace['view'], string> = { adapters: 'Adapters', memory: 'Memory', usage: 'Usage', keys: 'Keys', audit: 'Audit' };
 
 /** What an admin sees in the place of the chat. */
 export function AdminPage({ workspace, admin, page, toggle }: { workspace: Workspace; admin: Admin; page: AdminPlace; toggle: ComponentChildren }) {
   const place = hashOf(page);
   useEffect(() => {
     void admin.show(page);
+    document.querySelector('.tabs [aria-current]')?.scrollIntoView({ block: 'nearest', inline: 'nearest' });
     if (document.activeElement === document.body) document.getElementById('page-title')?.focus(); // The link that led here is gone.
   }, [place]);
   return (
@@ -32,6 +34,7 @@ export function AdminPage({ workspace, admin, page, toggle }: { workspace: Works
           <Notices admin={admin} />
           {page.view === 'adapters' && (page.name === undefined ? <AdaptersView admin={admin} workspace={workspace} /> : <AdapterView admin={admin} workspace={workspace} name={page.name} />)}
           {page.view === 'memory' && <MemoryView admin={admin} />}
+          {page.view === 'usage' && <UsageView admin={admin} />}
           {page.view === 'keys' && <KeysView admin={admin} />}
           {page.view === 'audit' && <AuditView admin={admin} />}
         </div>
