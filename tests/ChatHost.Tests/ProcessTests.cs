@@ -118,7 +118,15 @@ public sealed partial class ProcessTests : IDisposable
             using var client = new HttpClient { BaseAddress = url };
             client.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", key);
             await CheckAsync(client);
-            var killer = Task.Delay(150 + random.Next(250)).ContinueWith(_ => Kill(process.Id, SigKill));
+            // Some time after the first of this round, however fast the machine is.
+            var first = new TaskCompletionSource(TaskCreationOptions.RunContinuationsAsynchronously);
+            var wait = random.Next(250);
+            var killer = Task.Run(async () =>
+            {
+                await first.Task;
+                await Task.Delay(wait);
+                return Kill(process.Id, SigKill);
+            });
             try
             {
                 while (true)
@@ -132,6 +140,7 @@ public sealed partial class ProcessTests : IDisposable
                     using var response = await client.PostAsync("/api/tenants/harbor/adapters/many/versions", form);
                     Assert.Equal(HttpStatusCode.Created, response.StatusCode);
                     acknowledged.Add((await TestHost.ReadAsync(response)).GetProperty("version").GetProperty("digest").GetString()!);
+                    first.TrySetResult();
                 }
             }
             catch (Exception e) when (e is HttpRequestException or IOException)
@@ -147,7 +156,7 @@ public sealed partial class ProcessTests : IDisposable
         admin.DefaultRequestHeaders.Authorization = new AuthenticationHeaderValue("Bearer", token);
         await CheckAsync(admin);
         Assert.Equal(6, cutShort);
-        Assert.True(acknowledged.Count > 6, $"{acknowledged.Count} were acknowledged.");
+        Assert.True(acknowledged.Count >= 6, $"{acknowledged.Count} were acknowledged.");
         TestContext.Current.TestOutputHelper?.WriteLine($"{sent} uploads begun, {acknowledged.Count} acknowledged, {cutShort} kills");
         Assert.Equal(0, Kill(last.Id, SigKill));
         await last.WaitForExitAsync();

@@ -85,7 +85,7 @@ internal static partial class AdapterEndpoints
         var adapters = from adapter in store.List(tenant, "", int.MaxValue)
                        from version in store.VersionsOf(tenant, adapter.Name)
                        let resident = there.GetValueOrDefault(version.Digest)
-                       select new ResidentCard(adapter.Name, AdapterStore.Label(version.Number), version.Digest, resident?.Bytes ?? version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
+                       select new ResidentCard(adapter.Name, AdapterStore.Label(version.Number), version.Digest, version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
         var status = serving.Engine?.Status;
         return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
     }
@@ -308,6 +308,7 @@ internal sealed record UsageHour(DateTimeOffset Hour, long Requests, long Errors
 /// <param name="DeviceBudget">Null: no limit.</param>
 internal sealed record ResidentPage(long DeviceBytes, long? DeviceBudget, IReadOnlyList<ResidentCard> Adapters);
 
+/// <param name="Bytes">As in its file; on the device it takes a little more.</param>
 /// <param name="Place"><c>device</c>, <c>host</c> or <c>disk</c>.</param>
 internal sealed record ResidentCard(string Name, string Version, string Digest, long Bytes, string Place);
 
