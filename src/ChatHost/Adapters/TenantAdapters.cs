@@ -78,6 +78,7 @@ internal sealed partial class TenantAdapters(
                 if (name == serving.Info.Model) throw new ArgumentException($"{TenantLoraOptions.Section}:Tenants:{tenant}:Adapters:{name}: this is the base model's name.");
                 var report = engine.ValidateAdapter(places[path]);
                 if (report.Adapter is not { } adapter) throw new AdapterRefusedException(places[path], report);
+                if (store.IsDeleted(tenant, name)) continue;
                 using var staged = folders.Stage();
                 foreach (var file in new[] { AdapterFolders.ConfigName, AdapterFolders.WeightsName }) File.Copy(Path.Combine(places[path], file), Path.Combine(staged.Path, file));
                 var (version, created) = Keep(staged, tenant, name, "configuration", adapter, report.Findings, activates: true);

@@ -32,6 +32,10 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     public StoredAdapter? Find(string tenant, string name) =>
         database.Read(c => c.QuerySingleOrDefault<StoredAdapter>($"{Adapters} WHERE tenant = @tenant AND name = @name AND deleted_at IS NULL", new { tenant, name }));
 
+    /// <summary>Whether there was an adapter of this name that an admin has deleted.</summary>
+    public bool IsDeleted(string tenant, string name) =>
+        database.Read(c => c.QuerySingle<long>("SELECT COUNT(*) FROM adapters WHERE tenant = @tenant AND name = @name AND deleted_at IS NOT NULL", new { tenant, name })) > 0;
+
     /// <summary>A page of the tenant's adapters by name.</summary>
     public IReadOnlyList<StoredAdapter> List(string tenant, string after, int limit) =>
         database.Read(c => c.Query<StoredAdapter>($"{Adapters} WHERE tenant = @tenant AND name > @after AND deleted_at IS NULL ORDER BY name LIMIT @limit", new { tenant, after, limit }).AsList());

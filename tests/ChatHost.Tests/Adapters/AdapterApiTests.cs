@@ -264,6 +264,8 @@ public sealed class AdapterApiTests
             using var admin = host.Client(token: Key(host));
             (await admin.PostAsync(Path + "/versions", Form("ledger"))).Dispose();
             await Put(admin, Path + "/aliases/active", """{"version":"v2"}""", Etag(await Get(admin, Path)));
+            using var ledger = host.Client("ledger");
+            (await ledger.DeleteAsync("/api/tenants/ledger/adapters/ledger")).Dispose();
             // As a crash between the rename and the store, and one in the middle of an upload, leave them.
             Directory.CreateDirectory(orphan);
             Directory.CreateDirectory(System.IO.Path.Combine(data, "adapters", "staging", "half"));
@@ -273,6 +275,8 @@ public sealed class AdapterApiTests
             using var admin = host.Client(token: Key(host));
             Assert.Equal("v2", (await Ask(admin, "harbor")).Version);
             Assert.Equal(2, (await Get(admin, Path)).GetProperty("versions").GetInt32());
+            using var ledger = host.Client("ledger");
+            Assert.Empty((await Get(ledger, "/api/tenants/ledger/adapters")).GetProperty("adapters").EnumerateArray());          // though the configuration has it
             Assert.False(Directory.Exists(orphan));
             Assert.Empty(Directory.GetDirectories(System.IO.Path.Combine(data, "adapters", "staging")));
 
