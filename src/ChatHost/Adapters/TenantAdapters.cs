@@ -88,13 +88,13 @@ internal sealed partial class TenantAdapters(
 
     // ---- From the store to those who answer
 
-    /// <summary>Brings catalog, keys and engine to what the store says now, and says what was new.</summary>
+    /// <summary>Brings catalog, keys and engine to what the store says now.</summary>
     /// <param name="change">What is known to have changed, if it is: where that is all, its record in Redis does.</param>
-    public IReadOnlyList<Announcement> Follow(Announcement? change = null)
+    public void Follow(Announcement? change = null)
     {
         lock (following)
         {
-            if (change is not null && change.Generation <= generation) return [];
+            if (change is not null && change.Generation <= generation) return;
             var record = change is not null && change.Generation == generation + 1 ? redis.Find(change) : null;
             var (now, adapters, versions, keys) = record is null ? store.ChangedSince(generation)
                 : (change!.Generation, [record.Adapter], record.Versions.ToLookup(v => (v.Tenant, v.Name)), []);
@@ -116,18 +116,22 @@ internal sealed partial class TenantAdapters(
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
             foreach (var digest in gone) Discard(digest);
-            return [.. adapters.Select(a => new Announcement(a.Changed, a.Tenant, a.Name)), .. keys.Select(k => new Announcement(k.Changed, k.Tenant, null))];
         }
     }
 
-    /// <summary>Follows a change of this host's own and tells the others.</summary>
-    private void FollowAndAnnounce()
+    private long Generation()
     {
-        foreach (var change in Follow())
-        {
-            var adapter = change.Name is null ? null : store.Find(change.Tenant, change.Name);
-            redis.Announce(change, adapter is null ? null : new AdapterRecord(adapter, store.VersionsOf(change.Tenant, change.Name!)));
-        }
+        lock (following) return generation;
+    }
+
+    /// <summary>Follows a change of this host's own and tells the others.</summary>
+    /// <param name="since">The generation before it.</param>
+    private void FollowAndAnnounce(long since)
+    {
+        Follow();
+        var (_, adapters, versions, keys) = store.ChangedSince(since);
+        foreach (var a in adapters) redis.Announce(new Announcement(a.Changed, a.Tenant, a.Name), a.DeletedAt is null ? new AdapterRecord(a, [.. versions[(a.Tenant, a.Name)]]) : null);
+        foreach (var k in keys) redis.Announce(new Announcement(k.Changed, k.Tenant, null), null);
     }
 
     private static CatalogAdapter Describe(StoredAdapter adapter, IEnumerable<StoredVersion> versions)
@@ -208,7 +212,7 @@ internal sealed partial class TenantAdapters(
     /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
     public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
     {
-        var engine = serving.Engine!;
+        var (engine, before) = (serving.Engine!, Generation());
         var report = engine.ValidateAdapter(staged.Path);
         if (report.Adapter is not { } adapter)
         {
@@ -225,7 +229,7 @@ internal sealed partial class TenantAdapters(
         }
         finally
         {
-            FollowAndAnnounce();
+            FollowAndAnnounce(before);
             if (!store.Digests().Contains(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
         }
     }
@@ -233,8 +237,9 @@ internal sealed partial class TenantAdapters(
     /// <summary>A change by an admin, seen by all from here on.</summary>
     public Change Apply(Func<AdapterStore, Change> change)
     {
+        var before = Generation();
         var outcome = change(store);
-        if (outcome == Change.Done) FollowAndAnnounce();
+        if (outcome == Change.Done) FollowAndAnnounce(before);
         return outcome;
     }
 

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Globalization;
 using System.Security.Cryptography;
 using System.Text;
@@ -21,7 +22,8 @@ internal sealed record AdapterRecord(StoredAdapter Adapter, IReadOnlyList<Stored
 /// request waits for it and nothing lives in it alone: without it hosts hear of a change by asking the store twice a second.
 /// <para>
 /// Whatever it says is checked: records carry a code that only hosts on the same store can make, and name their adapter and generation. Commands used:
-/// SET, GET, DEL, PUBLISH, SUBSCRIBE and what the client says at connecting.
+/// SET, GET, UNLINK, PUBLISH, SUBSCRIBE and what the client says at connecting. All of it is done on one thread of its own: calls that wait must not
+/// hold threads of the pool, which is what their answers come by.
 /// </para>
 /// </summary>
 internal sealed partial class RedisCache : IDisposable
@@ -34,6 +36,8 @@ internal sealed partial class RedisCache : IDisposable
     private readonly string space = "";
     private readonly TimeProvider time;
     private readonly ILogger log;
+    private readonly BlockingCollection<Action> work = [];
+    private readonly Thread? worker;
     private readonly HostMetrics metrics;
     private long restsUntil;
     private int isDown;
@@ -61,6 +65,19 @@ internal sealed partial class RedisCache : IDisposable
         if (!connection.IsConnected) Lost("no connection");
         connection.ConnectionFailed += (_, e) => Lost(e.FailureType.ToString());
         connection.ConnectionRestored += (_, _) => Back();
+        worker = new Thread(() =>
+        {
+            foreach (var next in work.GetConsumingEnumerable())
+                try
+                {
+                    next();
+                }
+                catch (Exception e)
+                {
+                    Failed("work", e);          // of a kind that nobody thought of: not worth the host
+                }
+        }) { Name = "TenantLora Redis", IsBackground = true };
+        worker.Start();
     }
 
     public static bool CanRead(string configuration, out string why)
@@ -87,15 +104,15 @@ internal sealed partial class RedisCache : IDisposable
         // Subscribes when there is a connection, and again after each new one.
         subscriber.SubscribeAsync(RedisChannel.Literal(space)).ContinueWith(subscribed =>
         {
-            if (subscribed.IsCompletedSuccessfully) subscribed.Result.OnMessage(message => heard(Read(message.Message)));
+            if (subscribed.IsCompletedSuccessfully) subscribed.Result.OnMessage(message => Do(() => heard(Read(message.Message))));
             else Failed("subscribe", subscribed.Exception!.InnerException!);
         }, TaskScheduler.Default);
     }
 
-    /// <summary>Tells the others of a change; <paramref name="record"/> is the adapter as it is now, null for keys and for what was deleted.</summary>
+    /// <summary>Tells the others of a change, soon; <paramref name="record"/> is the adapter as it is now, null for keys and for what was deleted.</summary>
     public void Announce(Announcement change, AdapterRecord? record)
     {
-        Try("announce", redis =>
+        if (connection is not null) Do(() => Try("announce", redis =>
         {
             if (record is not null)
             {
@@ -104,10 +121,22 @@ internal sealed partial class RedisCache : IDisposable
             }
             redis.Publish(RedisChannel.Literal(space), JsonSerializer.SerializeToUtf8Bytes(change, RedisJson.Default.Announcement));
             return true;
-        });
+        }));
     }
 
-    /// <summary>The adapter as of exactly the announced generation; null where Redis has it not, has another, or has something that no host of this store put there.</summary>
+    private void Do(Action next)
+    {
+        try
+        {
+            work.Add(next);
+        }
+        catch (InvalidOperationException)
+        {
+            // the host stops
+        }
+    }
+
+    /// <summary>For whoever was told of a change: the adapter as of exactly that generation; null where Redis has it not, has another, or has something that no host of this store put there.</summary>
     public AdapterRecord? Find(Announcement change)
     {
         if (change.Name is not { } name) return null;
@@ -213,7 +242,13 @@ internal sealed partial class RedisCache : IDisposable
         if (Interlocked.Exchange(ref isDown, 0) == 1) CameBack(log);
     }
 
-    public void Dispose() => connection?.Dispose();
+    public void Dispose()
+    {
+        work.CompleteAdding();
+        worker?.Join();
+        connection?.Dispose();
+        work.Dispose();
+    }
 
     [LoggerMessage(LogLevel.Warning, "Redis does not answer ({Why}). Hosts hear of each other's changes through the store, within half a second")]
     private static partial void WentAway(ILogger log, string why);

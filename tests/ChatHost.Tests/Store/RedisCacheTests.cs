@@ -166,7 +166,7 @@ public sealed class RedisCacheTests : IAsyncLifetime
         var channel = string.Join(':', key.Split(':')[..3]);
         var record = (await redis.TellAsync("GET", key)).Split("\r\n", 2)[1][..^2];
         var ledger = here!.Service<Serving>().Resolve("ledger", "ledger").Digest!;
-        var rejected = Counted("""tenantlora_host_redis_total{operation="find",outcome="rejected"} """);
+        long Rejected() => Counted("""tenantlora_host_redis_total{operation="find",outcome="rejected"} """);
         string[] poison =
         [
             "", "x", new string('\0', 100), record[..^5], record + " ", record.Replace("harbor", "ledger", StringComparison.Ordinal),
@@ -175,11 +175,17 @@ public sealed class RedisCacheTests : IAsyncLifetime
         ];
         foreach (var value in poison)
         {
-            // As if another host had told of the next change, with this as its record.
-            var next = here.Service<ChatHost.Store.AdapterStore>().ChangedSince(0).Generation + 1;
-            await redis.TellAsync("SET", key, value.Replace("GEN", next.ToString(System.Globalization.CultureInfo.InvariantCulture), StringComparison.Ordinal));
-            await redis.TellAsync("PUBLISH", channel, JsonSerializer.Serialize(new { Generation = next, Tenant = "harbor", Name = "harbor" }));
-            await Task.Delay(20);
+            // As if another host had told of the next change, with this as its record; again where Redis was spared after a slow answer.
+            var rejected = Rejected();
+            for (var end = DateTime.UtcNow.AddSeconds(20); Rejected() == rejected; await Task.Delay(100))
+            {
+                Assert.True(DateTime.UtcNow < end, $"Record {Array.IndexOf(poison, value)} was never rejected.");
+                there!.Service<ChatHost.Adapters.TenantAdapters>().Follow();
+                var next = here.Service<ChatHost.Store.AdapterStore>().ChangedSince(0).Generation + 1;
+                await redis.TellAsync("SET", key, value.Replace("GEN", next.ToString(System.Globalization.CultureInfo.InvariantCulture), StringComparison.Ordinal));
+                await redis.TellAsync("PUBLISH", channel, JsonSerializer.Serialize(new { Generation = next, Tenant = "harbor", Name = "harbor" }));
+                await Task.Delay(50);
+            }
             Assert.Equal(active, there!.Service<Serving>().Resolve("harbor", "harbor").Version);
             Assert.NotEqual(ledger, there.Service<Serving>().Resolve("harbor", "harbor@v1").Digest);
         }
@@ -189,7 +195,6 @@ public sealed class RedisCacheTests : IAsyncLifetime
             await redis.TellAsync("PUBLISH", channel, message);
         await Task.Delay(100);
         await HeardAtOnceAsync();
-        Assert.True(Counted("""tenantlora_host_redis_total{operation="find",outcome="rejected"} """) - rejected >= poison.Length - 1);
         Assert.Equal(active, there!.Service<Serving>().Resolve("harbor", "harbor").Version);
     }
 
