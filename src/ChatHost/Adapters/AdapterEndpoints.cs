@@ -155,6 +155,7 @@ internal static partial class AdapterEndpoints
             Change.Done => Detail(store, tenant, name, context),
             Change.Stale => Refused(412, "changed_meanwhile", "Somebody has changed this adapter since you looked. Look again."),
             Change.Conflict => Refused(409, "nothing_to_roll_back", "No version was active before this one."),
+            Change.NoVersion => NoVersion(),
             _ => Refused(404),
         };
     }
@@ -163,6 +164,7 @@ internal static partial class AdapterEndpoints
     {
         Change.Done => TypedResults.NoContent(),
         Change.Conflict => Refused(409, conflict, message),
+        Change.NoVersion => NoVersion(),
         _ => Refused(404),
     };
 
@@ -214,6 +216,8 @@ internal static partial class AdapterEndpoints
     private static IResult? TooLong(string? why) => why is { Length: > LongestWhy } ? Refused(400, "invalid_value", $"'why' is at most {LongestWhy} characters.") : null;
 
     private static JsonHttpResult<T> Json<T>(T value) => TypedResults.Json(value, Wire);
+
+    private static Refusal NoVersion() => Refused(404, "version_not_found", "The adapter has no such version.");
 
     private static Refusal Refused(int status) => new(ApiError.From(status));
 

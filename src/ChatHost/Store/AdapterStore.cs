@@ -10,6 +10,9 @@ internal enum Change
     Done,
     NotFound,
 
+    /// <summary>The adapter is there, the version is not.</summary>
+    NoVersion,
+
     /// <summary>Somebody else has changed it since the caller looked.</summary>
     Stale,
 
@@ -96,7 +99,7 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
             Note(t, tenant, who, "activate", name, Label(adapter.Active), Label(number), why);
             var tried = adapter.Canary == number;          // its trial is over
             return adapter with { Active = number, Previous = adapter.Active ?? adapter.Previous, Canary = tried ? null : adapter.Canary, Share = tried ? null : adapter.Share };
-        });
+        }, otherwise: Change.NoVersion);
 
     public Change SetCanary(string tenant, string name, long etag, long number, int share, string who, string? why) =>
         Move(tenant, name, etag, (t, adapter) =>
@@ -104,7 +107,7 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
             if (!Has(t, adapter, number)) return null;
             Note(t, tenant, who, "canary", name, Trial(adapter), Trial(adapter with { Canary = number, Share = share }), why);
             return adapter with { Canary = number, Share = share };
-        });
+        }, otherwise: Change.NoVersion);
 
     public Change EndCanary(string tenant, string name, long etag, string who) =>
         Move(tenant, name, etag, (t, adapter) =>
@@ -126,7 +129,8 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     public Change DeleteVersion(string tenant, string name, long number, string who) =>
         database.Change((t, generation) =>
         {
-            if (Locked(t, tenant, name) is not { DeletedAt: null } adapter || !Has(t, adapter, number)) return Change.NotFound;
+            if (Locked(t, tenant, name) is not { DeletedAt: null } adapter) return Change.NotFound;
+            if (!Has(t, adapter, number)) return Change.NoVersion;
             if (adapter.Active == number || adapter.Canary == number) return Change.Conflict;
             t.Connection!.Execute("DELETE FROM versions WHERE tenant = @tenant AND name = @name AND number = @number", new { tenant, name, number }, t);
             Write(t, adapter with { Previous = adapter.Previous == number ? null : adapter.Previous }, generation);

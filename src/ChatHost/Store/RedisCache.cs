@@ -76,7 +76,8 @@ internal sealed partial class RedisCache : IDisposable
                 {
                     Failed("work", e);          // of a kind that nobody thought of: not worth the host
                 }
-        }) { Name = "TenantLora Redis", IsBackground = true };
+        })
+        { Name = "TenantLora Redis", IsBackground = true };
         worker.Start();
     }
 

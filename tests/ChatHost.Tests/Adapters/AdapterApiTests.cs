@@ -142,7 +142,8 @@ public sealed class AdapterApiTests
         Assert.Equal((428, "if_match_missing"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"v2"}""", null));
         Assert.Equal((412, "changed_meanwhile"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"v2"}""", "\"1\""));
         Assert.Equal((412, "changed_meanwhile"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"v2"}""", "\"x\""));
-        Assert.Equal((404, "unknown_url"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"v9"}""", Etag(seen)));
+        Assert.Equal((404, "version_not_found"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"v9"}""", Etag(seen)));
+        Assert.Equal((404, "unknown_url"), await Try(HttpMethod.Put, Path + "less/aliases/active", """{"version":"v9"}""", Etag(seen)));
         Assert.Equal((400, "invalid_value"), await Try(HttpMethod.Put, Path + "/aliases/active", """{"version":"2"}""", Etag(seen)));
         Assert.Equal((400, "invalid_value"), await Try(HttpMethod.Put, Path + "/aliases/canary", """{"version":"v2","share":100}""", Etag(seen)));
         Assert.Equal((400, "invalid_value"), await Try(HttpMethod.Put, Path + "/aliases/active", $$"""{"version":"v2","why":"{{new string('w', 501)}}"}""", Etag(seen)));

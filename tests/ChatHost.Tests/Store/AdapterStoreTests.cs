@@ -107,7 +107,7 @@ public abstract class AdapterStoreTests : IDisposable
 
         var first = Etag();
         Assert.Equal(Change.Conflict, store.RollBack("a", "x", first, "me", null));
-        Assert.Equal(Change.NotFound, store.Activate("a", "x", first, 4, "me", null));
+        Assert.Equal(Change.NoVersion, store.Activate("a", "x", first, 4, "me", null));
         Assert.Equal(Change.Done, store.Activate("a", "x", first, 1, "me", "it is good"));
         Assert.Equal(Change.Stale, store.Activate("a", "x", first, 2, "me", null));
         Assert.Equal(Change.NotFound, store.Activate("b", "x", Etag(), 1, "me", null));
@@ -148,7 +148,7 @@ public abstract class AdapterStoreTests : IDisposable
         store.Activate("a", "x", store.Find("a", "x")!.Changed, 1, "me", null);
         store.Activate("a", "x", store.Find("a", "x")!.Changed, 3, "me", null);
         Assert.Equal(Change.Done, store.DeleteVersion("a", "x", 1, "me"));
-        Assert.Equal(Change.NotFound, store.DeleteVersion("a", "x", 1, "me"));
+        Assert.Equal(Change.NoVersion, store.DeleteVersion("a", "x", 1, "me"));
         Assert.Null(store.Find("a", "x")!.Previous);
         Assert.Equal(Change.Done, store.DeleteAdapter("a", "x", "me"));
         Assert.Equal(Change.NotFound, store.DeleteAdapter("a", "x", "me"));
