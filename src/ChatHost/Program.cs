@@ -15,7 +15,7 @@ namespace TenantLora.ChatHost;
 /// <summary>The web host: chat page, hub, OpenAI's API, probes. This file is its table of contents.</summary>
 internal static class Program
 {
-    private const string DefaultUrl = "http://127.0.0.1:5080";
+    public const string DefaultUrl = "http://127.0.0.1:5080";
 
     public static async Task<int> Main(string[] args)
     {

@@ -11,7 +11,7 @@ namespace TenantLora.Cli;
 /// <summary>The admin's side of a server, as the tenant that the key belongs to. What the server refuses is a <see cref="Refusal"/>.</summary>
 internal sealed class Server : IDisposable
 {
-    public const string Default = "http://127.0.0.1:5080";
+    public const string Default = ChatHost.Program.DefaultUrl;
 
     private const int LongestAnswer = 64 << 20, ShortestSecret = 16;
     private static readonly TimeSpan Patience = TimeSpan.FromSeconds(60);       // of all but uploads, which take what they take

@@ -1,13 +1,14 @@
 using System.Net;
 using System.Net.Http.Headers;
 using System.Security.Cryptography;
+using TenantLora.ChatHost.Adapters;
 
 namespace TenantLora.Cli;
 
 /// <summary>An adapter on disk as a request's content: a folder's two files as a form, or an archive as it is.</summary>
 internal static class Upload
 {
-    private const string Config = "adapter_config.json", Weights = "adapter_model.safetensors", Pickle = "adapter_model.bin";
+    private const string Config = AdapterFolders.ConfigName, Weights = AdapterFolders.WeightsName, Pickle = AdapterFolders.PickleName;
 
     /// <summary>What an adapter from there is called when nobody says otherwise.</summary>
     public static string NameOf(string path)

@@ -172,8 +172,16 @@ public sealed partial class Engine : IRuntime
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
     public AdapterInfo AddAdapter(string directory)
     {
+        var report = TryAddAdapter(directory);
+        return report.Adapter ?? throw new AdapterRefusedException(directory, report);
+    }
+
+    /// <summary>The same, with what was found, and without an exception where it is refused.</summary>
+    public AdapterReport TryAddAdapter(string directory)
+    {
         var (report, adapter) = ReadAdapter(directory);
-        return adapter is null ? throw new AdapterRefusedException(directory, report) : adapters.Add(adapter);
+        if (adapter is not null) adapters.Add(adapter);
+        return report;
     }
 
     /// <summary>Of the caller's making, checked and named by the caller; the engine owns it.</summary>

@@ -38,5 +38,4 @@ public sealed record EngineStatus(int Waiting, int Running, int BlocksTotal, int
 /// <param name="Digest">Its identity.</param>
 /// <param name="Bytes">What it takes on the device.</param>
 /// <param name="OnDevice">Whether it is there; otherwise in host memory.</param>
-/// <param name="References">Sequences that hold it.</param>
-public sealed record ResidentAdapter(string Digest, long Bytes, bool OnDevice, int References);
+public sealed record ResidentAdapter(string Digest, long Bytes, bool OnDevice);

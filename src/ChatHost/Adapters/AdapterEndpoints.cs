@@ -82,10 +82,9 @@ internal static partial class AdapterEndpoints
     {
         var tenant = context.User.Tenant();
         var there = serving.Engine?.Residents.ToDictionary(r => r.Digest) ?? [];
-        var adapters = from adapter in store.List(tenant, "", int.MaxValue)
-                       from version in store.VersionsOf(tenant, adapter.Name)
+        var adapters = from version in store.VersionsOf(tenant)
                        let resident = there.GetValueOrDefault(version.Digest)
-                       select new ResidentCard(adapter.Name, AdapterStore.Label(version.Number), version.Digest, version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
+                       select new ResidentCard(version.Name, AdapterStore.Label(version.Number), version.Digest, version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
         var status = serving.Engine?.Status;
         return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
     }
@@ -196,14 +195,12 @@ internal static partial class AdapterEndpoints
 
     // ---- Cards
 
-    private static AdapterCard Card(StoredAdapter a, long versions) => new(a.Name, Etag(a), Time(a.CreatedAt), Label(a.Active), Label(a.Previous), a is { Canary: not null, Share: { } share } ? new CanaryCard(Label(a.Canary)!, share) : null, versions);
+    private static AdapterCard Card(StoredAdapter a, long versions) => new(a.Name, Etag(a), Time(a.CreatedAt), AdapterStore.Label(a.Active), AdapterStore.Label(a.Previous), a is { Canary: { } canary, Share: { } share } ? new CanaryCard(AdapterStore.Label(canary), share) : null, versions);
 
     private static VersionCard Card(StoredVersion v) => new(AdapterStore.Label(v.Number), v.Digest, v.Kind, v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel, Time(v.CreatedAt), v.CreatedBy,
         JsonSerializer.Deserialize(v.Findings, AdapterJson.Wire.IReadOnlyListAdapterFinding) ?? []);
 
     private static string Etag(StoredAdapter adapter) => adapter.Changed.ToString(CultureInfo.InvariantCulture);
-
-    private static string? Label(long? number) => number is null ? null : AdapterStore.Label(number);
 
     private static string Name(Role role) => role == Role.Admin ? "admin" : "member";
 

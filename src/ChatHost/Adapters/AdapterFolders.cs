@@ -10,12 +10,13 @@ namespace TenantLora.ChatHost.Adapters;
 /// </summary>
 internal sealed class AdapterFolders : IDisposable
 {
-    public const string ConfigName = "adapter_config.json", WeightsName = "adapter_model.safetensors";
+    /// <summary>The two files; and the one that is known by its name alone and never read.</summary>
+    public const string ConfigName = "adapter_config.json", WeightsName = "adapter_model.safetensors", PickleName = "adapter_model.bin";
 
     private static readonly TimeSpan LongestUpload = TimeSpan.FromHours(1);
     private readonly string root, staging, hosts, host = Guid.NewGuid().ToString("N");
     private readonly FileStream alive;
-    private readonly bool isAlone = true;
+    private readonly bool isAlone;
 
     /// <param name="data">The host's data folder.</param>
     /// <exception cref="InvalidDataException">The folder is a link to elsewhere.</exception>
@@ -50,7 +51,9 @@ internal sealed class AdapterFolders : IDisposable
     }
 
     /// <summary>An empty folder nobody else knows; deleted with all in it unless <see cref="Keep"/> has taken it.</summary>
-    public StagedFolder Stage() => new(PrivateFiles.Folder(Path.Combine(staging, $"{host}-{Guid.NewGuid():N}")).FullName);
+    public StagedFolder Stage() => new(PrivateFiles.Folder(NewStaged()).FullName);
+
+    private string NewStaged() => Path.Combine(staging, $"{host}-{Guid.NewGuid():N}");
 
     /// <summary>Where an adapter's files are, or would be.</summary>
     /// <param name="digest"><c>sha256:</c> and 64 hex digits, as the runtime computed it; never a caller's text.</param>
@@ -65,7 +68,7 @@ internal sealed class AdapterFolders : IDisposable
     {
         var to = PathOf(digest);
         var parent = PrivateFiles.Folder(Path.GetDirectoryName(to)!).FullName;
-        foreach (var file in Directory.GetFiles(folder.Path)) ToDisk(file, FileAccess.ReadWrite);
+        foreach (var file in Directory.GetFiles(folder.Path)) ToDisk(file);
         FolderToDisk(folder.Path);
         try
         {
@@ -84,7 +87,7 @@ internal sealed class AdapterFolders : IDisposable
     /// <summary>Deletes an adapter's files, unless <paramref name="isWanted"/> says, once they are out of sight, that another host has just named them.</summary>
     public void Delete(string digest, Func<bool> isWanted)
     {
-        using var gone = new StagedFolder(Path.Combine(staging, $"{host}-{Guid.NewGuid():N}"));
+        using var gone = new StagedFolder(NewStaged());
         if (!Has(digest)) return;
         Directory.Move(PathOf(digest), gone.Path);
         if (isWanted() && !Has(digest)) Directory.Move(gone.Path, PathOf(digest));
@@ -111,9 +114,9 @@ internal sealed class AdapterFolders : IDisposable
         File.Delete(Path.Combine(hosts, host));
     }
 
-    private static void ToDisk(string file, FileAccess access)
+    private static void ToDisk(string file)
     {
-        using var stream = new FileStream(file, FileMode.Open, access, FileShare.Read);
+        using var stream = new FileStream(file, FileMode.Open, FileAccess.ReadWrite, FileShare.Read);
         stream.Flush(flushToDisk: true);
     }
 

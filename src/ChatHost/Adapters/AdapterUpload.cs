@@ -40,9 +40,9 @@ internal sealed class AdapterUpload(StagedFolder folder, long mostBytes)
         }
         var missing = new[] { AdapterFolders.ConfigName, AdapterFolders.WeightsName }.Where(n => !found.Contains(n)).ToArray();
         // A pickle alone is for the report to refuse, which says what to do instead.
-        if (missing.Length > 0 && !(missing is [AdapterFolders.WeightsName] && others.Contains("adapter_model.bin")))
+        if (missing.Length > 0 && !(missing is [AdapterFolders.WeightsName] && others.Contains(AdapterFolders.PickleName)))
             throw new UploadRefusedException(400, "archive_layout", $"Expected {AdapterFolders.ConfigName} and {AdapterFolders.WeightsName}, found {Names()}.");
-        if (missing.Length > 0) await File.WriteAllBytesAsync(Path.Combine(folder.Path, "adapter_model.bin"), [], cancellationToken);
+        if (missing.Length > 0) await File.WriteAllBytesAsync(Path.Combine(folder.Path, AdapterFolders.PickleName), [], cancellationToken);
 
         static UploadRefusedException Unsupported() =>
             new(415, "unsupported_media_type", "Send the two files as multipart/form-data, or a .zip (application/zip) or .tar.gz (application/gzip) of them.");

@@ -134,19 +134,16 @@ internal sealed partial class TenantAdapters(
         foreach (var k in keys) redis.Announce(new Announcement(k.Changed, k.Tenant, null), null);
     }
 
-    private static CatalogAdapter Describe(StoredAdapter adapter, IEnumerable<StoredVersion> versions)
-    {
-        string? Name(long? number) => number is null ? null : AdapterStore.Label(number);
-        return new CatalogAdapter(versions.ToImmutableDictionary(v => AdapterStore.Label(v.Number), v => v.Digest, StringComparer.Ordinal), Name(adapter.Active), Name(adapter.Previous),
-            adapter is { Canary: not null, Share: { } share } ? new CatalogCanary(Name(adapter.Canary)!, (int)share) : null);
-    }
+    private static CatalogAdapter Describe(StoredAdapter adapter, IEnumerable<StoredVersion> versions) =>
+        new(versions.ToImmutableDictionary(v => AdapterStore.Label(v.Number), v => v.Digest, StringComparer.Ordinal), AdapterStore.Label(adapter.Active), AdapterStore.Label(adapter.Previous),
+            adapter is { Canary: { } canary, Share: { } share } ? new CatalogCanary(AdapterStore.Label(canary), (int)share) : null);
 
     /// <summary>No version has it any more: those who use it keep it, and with the last of them its memory and its files go.</summary>
     private void Discard(string digest)
     {
         lock (bytes)
         {
-            bool IsWanted() => store.Digests().Contains(digest);            // uploaded anew in this moment
+            bool IsWanted() => store.IsKnown(digest);           // uploaded anew in this moment
             if (IsWanted() || (held.TryGetValue(digest, out var adapter) && !adapter.Close(() => Release(digest, adapter), whenLeft: () => Discard(digest)))) return;
             serving.Engine?.RemoveAdapter(digest);
             serving.ForgetAdapter(digest);
@@ -213,7 +210,7 @@ internal sealed partial class TenantAdapters(
     public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
     {
         var (engine, before) = (serving.Engine!, Generation());
-        var report = engine.ValidateAdapter(staged.Path);
+        var report = engine.TryAddAdapter(staged.Path);
         if (report.Adapter is not { } adapter)
         {
             store.NoteRefusal(tenant, who, name, string.Join(", ", report.Findings.Where(f => f.Severity == Severity.Error).Select(f => f.Code).Distinct().Take(8)));
@@ -221,7 +218,6 @@ internal sealed partial class TenantAdapters(
         }
         try
         {
-            engine.AddAdapter(staged.Path);
             AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
             var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
             Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
@@ -230,7 +226,7 @@ internal sealed partial class TenantAdapters(
         finally
         {
             FollowAndAnnounce(before);
-            if (!store.Digests().Contains(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
+            if (!store.IsKnown(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
         }
     }
 

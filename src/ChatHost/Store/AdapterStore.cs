@@ -1,4 +1,5 @@
 using System.Data.Common;
+using System.Diagnostics.CodeAnalysis;
 using System.Globalization;
 using Dapper;
 
@@ -26,7 +27,8 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     private const string Adapters = "SELECT tenant, name, changed, created_at, next_version, active, previous, canary, share, deleted_at FROM adapters";
     private const string Versions = "SELECT tenant, name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, created_at, created_by FROM versions";
 
-    public static string Label(long? number) => number is { } n ? string.Create(CultureInfo.InvariantCulture, $"v{n}") : "";
+    [return: NotNullIfNotNull(nameof(number))]
+    public static string? Label(long? number) => number is { } n ? string.Create(CultureInfo.InvariantCulture, $"v{n}") : null;
 
     /// <summary>The number of <c>v3</c>; null for what is no version's name.</summary>
     public static long? Number(string? label) =>
@@ -46,6 +48,10 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     /// <summary>An adapter's versions, newest first.</summary>
     public IReadOnlyList<StoredVersion> VersionsOf(string tenant, string name) =>
         database.Read(c => c.Query<StoredVersion>($"{Versions} WHERE tenant = @tenant AND name = @name ORDER BY number DESC", new { tenant, name }).AsList());
+
+    /// <summary>The versions of all the tenant's adapters.</summary>
+    public IReadOnlyList<StoredVersion> VersionsOf(string tenant) =>
+        database.Read(c => c.Query<StoredVersion>($"{Versions} WHERE tenant = @tenant ORDER BY name, number DESC", new { tenant }).AsList());
 
     /// <summary>How many versions each of the tenant's adapters has.</summary>
     public IReadOnlyDictionary<string, long> CountVersions(string tenant) =>
@@ -67,6 +73,9 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
             var keys = c.Query<StoredKey>("SELECT id, hash, tenant, role, label, created_at, changed, revoked_at FROM keys WHERE changed > @generation", new { generation }).AsList();
             return (now, adapters, versions.ToLookup(v => (v.Tenant, v.Name)), keys);
         });
+
+    /// <summary>Whether some version has this digest.</summary>
+    public bool IsKnown(string digest) => database.Read(c => c.QuerySingle<long>("SELECT COUNT(*) FROM versions WHERE digest = @digest", new { digest })) > 0;
 
     /// <summary>Digests that some version has.</summary>
     public IReadOnlySet<string> Digests() => database.Read(c => c.Query<string>("SELECT DISTINCT digest FROM versions").ToHashSet(StringComparer.Ordinal));
@@ -201,7 +210,7 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     private bool Note(DbTransaction t, string tenant, string who, string action, string? adapter, string? from, string? to, string? why)
     {
         t.Connection!.Execute("INSERT INTO audit (tenant, id, at, who, action, adapter, old_value, new_value, why) SELECT @tenant, COALESCE(MAX(id), 0) + 1, @at, @who, @action, @adapter, @from, @to, @why FROM audit WHERE tenant = @tenant",
-            new { tenant, at = Now(), who, action, adapter, from = from is "" ? null : from, to = to is "" ? null : to, why }, t);
+            new { tenant, at = Now(), who, action, adapter, from, to, why }, t);
         return true;
     }
 

@@ -16,7 +16,7 @@ internal sealed class AdapterRegistry(AdapterResidency residency) : IDisposable
 
     public IReadOnlyCollection<ResidentAdapter> Residents()
     {
-        lock (gate) return [.. entries.Values.Select(e => new ResidentAdapter(e.Adapter.Info.Digest, e.Bytes, e.Place == AdapterPlace.Device, e.References))];
+        lock (gate) return [.. entries.Values.Select(e => new ResidentAdapter(e.Adapter.Info.Digest, e.Bytes, e.Place == AdapterPlace.Device))];
     }
 
     /// <summary>References held by sequences.</summary>
