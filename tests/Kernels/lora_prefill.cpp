@@ -194,12 +194,12 @@ static void testLong(int which, int rows, int inputs, std::vector<int> outputs, 
         return to;
     };
     const auto finishTiles = [&](const std::vector<AdapterTile>& tiles) {
-        const int width = f.kind == Rope ? dim : TileColumns, halves = f.kind == SwiGlu ? 2 : 1;
-        emu::launch(dim3(tiles.size() * runsOf(f)), FinishWarps * 32, ZBytes + TileRows * 4 * ((halves * width + 31) / 32 * 32 + 16), [&] {
-            if (f.kind == Rope) adaptedRope(tiles.data(), c.adapterOf.data(), sums, f, c.site);
-            else if (f.kind == SwiGlu) adaptedSwiGlu(tiles.data(), c.adapterOf.data(), sums, f, c.site);
-            else if (f.kind == Residual) adaptedResidual(tiles.data(), c.adapterOf.data(), sums, f, c.site);
-            else adaptedPlain(tiles.data(), c.adapterOf.data(), sums, f, c.site);
+        const int columns = f.kind == Rope ? (dim + 31) / 32 * 32 : 2 * TileColumns, count = std::min(3, runsOf(f));
+        emu::launch(dim3(tiles.size() * ((runsOf(f) + count - 1) / count)), FinishWarps * 32, 2 * ZBytes + TileRows * 4 * (columns + 8), [&] {
+            if (f.kind == Rope) adaptedRope(tiles.data(), c.adapterOf.data(), sums, f, c.site, count);
+            else if (f.kind == SwiGlu) adaptedSwiGlu(tiles.data(), c.adapterOf.data(), sums, f, c.site, count);
+            else if (f.kind == Residual) adaptedResidual(tiles.data(), c.adapterOf.data(), sums, f, c.site, count);
+            else adaptedPlain(tiles.data(), c.adapterOf.data(), sums, f, c.site, count);
         });
     };
     const Results expected = fresh();

@@ -21,7 +21,7 @@ internal sealed unsafe class CudaBackend : IBackend
     private const int CrewThreads = 256, WeightStages = 12, RowStages = 4, MmaStages = 8, TileRows = 128, CounterStride = 32, RunColumns = 128, ShrinkColumns = 512;
 
     /// <summary>Of what adapters add to a tile: room for z, and of the tile.</summary>
-    private const int TileZBytes = 16384, TileLineBytes = StepArrays.AdapterTileRows * sizeof(float);
+    private const int TileZBytes = 12288, TileLineBytes = StepArrays.AdapterTileRows * sizeof(float);
 
     private const int MostParts = 16, MostHeadDim = 256, MostRank = 512;
     private static readonly int[] Buckets = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128];
@@ -430,10 +430,11 @@ internal sealed unsafe class CudaBackend : IBackend
         {
             if (of == lacking) lacking = null;
             var tiles = arrays.AdapterTilesAt;
-            var (width, halves) = (finish.Kind == FinishKind.Rope ? finish.Cache.HeadDim : RunColumns, finish.Kind == FinishKind.SwiGlu ? 2 : 1);
-            var shared = TileZBytes + (TileLineBytes * (((halves * width) + 31) / 32 * 32 + 16));
-            var adapted = stackalloc void*[] { &tiles, &adapterOf, &sums, &finish, &site };
-            Launch(kernels.Get($"adapted{finish.Kind}", shared), arrays.Last.AdapterTiles * runs, 1, 256, shared, adapted);
+            var shared = (2 * TileZBytes) + (TileLineBytes * ((finish.Kind == FinishKind.Rope ? (finish.Cache.HeadDim + 31) / 32 * 32 : 2 * RunColumns) + 8));
+            // Two blocks stay on a multiprocessor, and share the runs equally.
+            var each = ((arrays.Last.AdapterTiles * runs) + (2 * device.Multiprocessors) - 1) / (2 * device.Multiprocessors);
+            var adapted = stackalloc void*[] { &tiles, &adapterOf, &sums, &finish, &site, &each };
+            Launch(kernels.Get($"adapted{finish.Kind}", shared), arrays.Last.AdapterTiles * ((runs + each - 1) / each), 1, 256, shared, adapted);
             return;
         }
         var arguments = stackalloc void*[] { &count, &adapterOf, &sums, &finish };

@@ -76,14 +76,18 @@ template <int NT>
 DEVICE void flush(const float (&sum)[NT][4], const Share& share, const Op& op, int tile, int rows) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const int firstBlock = (int)((((long long)tile * share.steps + 1) * share.blocks - 1) / share.units);     // the first whose share reaches into the tile
-    float* y = op.sums.y + (blockIdx.x - firstBlock) * op.sums.part;
+    const int o = tile * TileRows + warp * 16 + g, stride = op.sums.stride;
+    const bool first = o < op.outputs, second = o + 8 < op.outputs;
+    float* y = op.sums.y + (blockIdx.x - firstBlock) * op.sums.part + (long long)(2 * q) * stride + o;
+    // Few instructions: they are new to the multiprocessor each time, and come from afar.
 #pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-            const int o = tile * TileRows + warp * 16 + g + e / 2 * 8, row = n * 8 + 2 * q + e % 2;
-            if (o < op.outputs && row < rows) y[(long long)row * op.sums.stride + o] = sum[n][e];
-        }
+    for (int n = 0; n < NT; n++, y += 8 * stride) {
+        const int row = n * 8 + 2 * q;
+        if (row < rows && first) y[0] = sum[n][0];
+        if (row < rows && second) y[8] = sum[n][2];
+        if (row + 1 < rows && first) y[stride] = sum[n][1];
+        if (row + 1 < rows && second) y[stride + 8] = sum[n][3];
+    }
     if (!op.tiles) return;
     __syncwarp();
     if (lane == 0) raise(op.tiles + tile * CounterStride);
@@ -122,10 +126,10 @@ DEVICE void finishOp(const Chain& chain, int index, Desk& desk) {
             __syncwarp();
             expanded = true;
         }
-        if (op.finish.kind == Residual) finishResidual(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
-        else if (op.finish.kind == Rope) finishRope(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
-        else if (op.finish.kind == SwiGlu) finishSwiGlu(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
-        else finishPlain(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        if (op.finish.kind == Residual) finishResidual<4>(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else if (op.finish.kind == Rope) finishRope<4>(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else if (op.finish.kind == SwiGlu) finishSwiGlu<2>(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
+        else finishPlain<4>(op.finish, op.sums, chain.adapterOf, rows, item, op.tiles, desk.factors);
     }
 #if __CUDA_ARCH_FEAT_SM90_ALL
     asm volatile("fence.proxy.async.global;" ::: "memory"); // the copy engines of all blocks read it

@@ -20,10 +20,10 @@ static const int Warps = 8;
         __syncwarp(); \
         ITEM(finish, sums, adapterOf, *rows, item, 0, mine - item.first); \
     }
-FINISH(residual, finishResidual)
-FINISH(rope, finishRope)
-FINISH(swiGlu, finishSwiGlu)
-FINISH(plain, finishPlain)
+FINISH(residual, finishResidual<1>)
+FINISH(rope, finishRope<1>)
+FINISH(swiGlu, finishSwiGlu<1>)
+FINISH(plain, finishPlain<1>)
 
 // y[i] = x[r] / sqrt(mean(x[r]²) + ε) · weight, r = chosen[i], or i where `chosen` is null. `squares` as the residual has left them. A block a row.
 extern "C" __global__ __launch_bounds__(Warps * 32) void takeNormed(const int* count, const int* chosen, const float* x, int xStride, const float* squares, const float* weight, float epsilon, int columns,

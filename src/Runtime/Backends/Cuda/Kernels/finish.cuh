@@ -11,7 +11,7 @@ struct Sums {
     long long part;             // elements between parts
     const unsigned char* parts; // of each tile of 128 columns; null: 1
     const float* bias;          // or null
-    float* extra;               // [row][extraStride]: what adapters add to their rows; null: nothing
+    float* extra;               // [row][extraStride]: what adapters add to their rows, or where a kernel says so the whole sums of all; null: nothing
     const float* squares;       // [row][tile of the linear's inputs]; null: factor is 1
     int stride, inputs;
     float epsilon;
@@ -55,29 +55,35 @@ DEVICE void awaitColumns(const Sums& s, const u32* tiles, int from, int end, int
     __syncwarp();
 }
 
-// The factors of N rows' norms; asked by a whole warp.
-template <int N>
-DEVICE void factorsOf(float (&factors)[N], const float* squares, int columns, float epsilon, const int (&rows)[N]) {
+// The factors of eight rows' norms, four lanes a row; asked by a whole warp. Sums are added as warpSum adds those of one row.
+DEVICE float factorOfEight(const float* squares, int columns, float epsilon, int row) {
     const int tiles = (columns + TileColumns - 1) / TileColumns;
-    float sums[N] = {};
-    for (int t = threadIdx.x % 32; t < tiles; t += 32)
+    const float* from = squares + (long long)row * tiles;
+    float sums[8] = {};
+    for (int t = threadIdx.x % 4; t < tiles; t += 32)
 #pragma unroll
-        for (int i = 0; i < N; i++) sums[i] += loadFresh(squares + (long long)rows[i] * tiles + t);
-#pragma unroll
-    for (int i = 0; i < N; i++) factors[i] = 1.f / sqrtf(warpSum(sums[i]) / columns + epsilon);
+        for (int i = 0; i < 8; i++) sums[i] += t + 4 * i < tiles ? loadFresh(from + t + 4 * i) : 0.f;
+    float sum = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
+    sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
+    return 1.f / sqrtf(sum / columns + epsilon);
 }
+// That of one row.
 DEVICE float factorOf(const float* squares, int columns, float epsilon, int row) {
-    const int rows[1] = {row};
-    float factor[1];
-    factorsOf(factor, squares, columns, epsilon, rows);
-    return factor[0];
+    const int tiles = (columns + TileColumns - 1) / TileColumns;
+    float sum = 0.f;
+    for (int t = threadIdx.x % 32; t < tiles; t += 32) sum += loadFresh(squares + (long long)row * tiles + t);
+    return 1.f / sqrtf(warpSum(sum) / columns + epsilon);
 }
 // `factors`: of all rows, where there is a norm.
 DEVICE float factorOf(const Sums& s, const float* factors, int row) { return s.squares ? factors[row] : 1.f; }
 
 DEVICE const float* extraAt(const Sums& s, int row, int column) { return s.extra + (long long)(row - s.firstRow) * s.extraStride + column - s.firstColumn; }
 
+// PARTS: how many are fetched together; 0: `extra` holds the whole sums of all rows.
+template <int PARTS>
 DEVICE float summed(const Sums& s, int row, int column, float factor, bool adapted) {
+    if (PARTS == 0) return *extraAt(s, row, column) * factor + (s.bias ? s.bias[column] : 0.f);
     const int parts = partsAt(s, column);
     const float* y = s.y + (long long)row * s.stride + column;
     float w[4];
@@ -114,22 +120,32 @@ DEVICE Pair pairOf(const Sums& s, const int* adapterOf, int rows, int first) {
     return p;
 }
 
+template <int PARTS>
 DEVICE void summedByColumn(float (&v)[4], const Sums& s, int row, int column, int count, float factor, bool adapted) {
     v[0] = v[1] = v[2] = v[3] = 0.f;
 #pragma unroll 1
     for (int e = 0; e < count; e++) {
-        const float w = summed(s, row, column + e, factor, adapted);
+        const float w = summed<PARTS>(s, row, column + e, factor, adapted);
 #pragma unroll
         for (int i = 0; i < 4; i++) if (i == e) v[i] = w;
     }
 }
 
-// Columns column … column + 3 of both rows, of which `count` exist; PARTS: how many parts are fetched together.
+// Columns column … column + 3 of both rows, of which `count` exist.
 template <int PARTS>
 DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int column, int count) {
-    if (count == 4 && column % 4 == 0) {
+    if (PARTS == 0 && count == 4 && column % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const F32x4 y = *(const F32x4*)extraAt(s, rows.row[i], column);
+            v[i][0] = y.x * rows.factor[i]; v[i][1] = y.y * rows.factor[i]; v[i][2] = y.z * rows.factor[i]; v[i][3] = y.w * rows.factor[i];
+            if (s.bias)
+#pragma unroll
+                for (int e = 0; e < 4; e++) v[i][e] += s.bias[column + e];
+        }
+    } else if (PARTS > 0 && count == 4 && column % 4 == 0) {
         const int parts = partsAt(s, column);
-        F32x4 w[2][PARTS], more[2];
+        F32x4 w[2][PARTS > 0 ? PARTS : 1], more[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const float* y = s.y + (long long)rows.row[i] * s.stride + column;
@@ -156,7 +172,7 @@ DEVICE void summed4(float (&v)[2][4], const Sums& s, const Pair& rows, int colum
         }
     } else
 #pragma unroll
-        for (int i = 0; i < 2; i++) summedByColumn(v[i], s, rows.row[i], column, count, rows.factor[i], rows.adapted[i]);
+        for (int i = 0; i < 2; i++) summedByColumn<PARTS>(v[i], s, rows.row[i], column, count, rows.factor[i], rows.adapted[i]);
 }
 
 DEVICE void put4(float* to, const float (&v)[4], int count) {
@@ -172,7 +188,8 @@ DEVICE void put4(u16* to, const float (&v)[4], int count) {
         for (int e = 0; e < 4; e++) if (e < count) to[e] = toBf16(v[e]);
 }
 
-// x += y where there is one, x·weight and the tile's squares: two rows, 128 columns.
+// x += y where there is one, x·weight and the tile's squares: two rows, 128 columns. Where `extra` holds whole sums, x is beside them.
+template <int PARTS>
 DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
     const int tile = item.run, lane = threadIdx.x % 32, column = tile * TileColumns + lane * 4, count = min(4, f.columns - column);
     Pair pair = pairOf(s, adapterOf, rows, item.first);
@@ -182,7 +199,7 @@ DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf,
         weight[0] = w.x; weight[1] = w.y; weight[2] = w.z; weight[3] = w.w;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const F32x4 u = loadFresh4(f.x + (long long)pair.row[i] * f.xStride + column);
+            const F32x4 u = PARTS == 0 ? *(const F32x4*)(extraAt(s, pair.row[i], column) + TileColumns) : loadFresh4(f.x + (long long)pair.row[i] * f.xStride + column);
             x[i][0] = u.x; x[i][1] = u.y; x[i][2] = u.z; x[i][3] = u.w;
         }
     } else
@@ -195,7 +212,7 @@ DEVICE void finishResidual(const Finish& f, const Sums& s, const int* adapterOf,
     if (s.y) {
         for (int i = 0; i < 2; i++) pair.factor[i] = factorOf(s, factors, pair.row[i]);
         awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
-        if (count > 0) summed4<4>(v, s, pair, column, count);
+        if (count > 0) summed4<PARTS>(v, s, pair, column, count);
     }
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -224,6 +241,7 @@ DEVICE u16* placeOf(const Finish& f, int row, int head, int part) {
 }
 
 // The same for heads of any size up to 256, one row at a time.
+template <int PARTS>
 DEVICE void ropeByColumn(const Finish& f, const Sums& s, int row, int head, int part, const float* norm, float factor, bool adapted) {
     const int lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2;
     const F32x2* turns = f.turns + (long long)row * half;
@@ -232,8 +250,8 @@ DEVICE void ropeByColumn(const Finish& f, const Sums& s, int row, int head, int 
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const int d = lane + i * 32;
-        a[i] = d < half ? summed(s, row, head * dim + d, factor, adapted) : 0.f;
-        b[i] = d < half ? summed(s, row, head * dim + d + half, factor, adapted) : 0.f;
+        a[i] = d < half ? summed<PARTS>(s, row, head * dim + d, factor, adapted) : 0.f;
+        b[i] = d < half ? summed<PARTS>(s, row, head * dim + d + half, factor, adapted) : 0.f;
         squares += a[i] * a[i] + b[i] * b[i];
     }
     const float scale = norm ? rsqrtf(warpSum(squares) / dim + f.epsilon) : 1.f;
@@ -251,6 +269,7 @@ DEVICE void ropeByColumn(const Finish& f, const Sums& s, int row, int head, int 
 
 // A head of q, k or v of two rows: normalised where weights are given, q and k rotated by the position. A lane takes four columns, and gets from another
 // those half a head away.
+template <int PARTS>
 DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
     const int head = item.run, lane = threadIdx.x % 32, dim = f.cache.headDim, half = dim / 2, d = lane * 4;
     const int part = head < f.heads ? 0 : head < f.heads + f.cache.kvHeads ? 1 : 2;
@@ -261,7 +280,7 @@ DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int
     if (dim > 128 || half % 4 != 0) {
         awaitColumns(s, tiles, head * dim, (head + 1) * dim);
 #pragma unroll 1
-        for (int r = 0; r < pair.count; r++) ropeByColumn(f, s, r == 0 ? pair.row[0] : pair.row[1], head, part, norm, r == 0 ? pair.factor[0] : pair.factor[1], r == 0 ? pair.adapted[0] : pair.adapted[1]);
+        for (int r = 0; r < pair.count; r++) ropeByColumn<PARTS>(f, s, r == 0 ? pair.row[0] : pair.row[1], head, part, norm, r == 0 ? pair.factor[0] : pair.factor[1], r == 0 ? pair.adapted[0] : pair.adapted[1]);
         return;
     }
     F32x4 turn[2][2];
@@ -276,7 +295,7 @@ DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int
     }
     awaitColumns(s, tiles, head * dim, (head + 1) * dim);
     float v[2][4];
-    summed4<4>(v, s, pair, head * dim + d, d < dim ? 4 : 0);
+    summed4<PARTS>(v, s, pair, head * dim + d, d < dim ? 4 : 0);
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         if (norm) {
@@ -299,6 +318,7 @@ DEVICE void finishRope(const Finish& f, const Sums& s, const int* adapterOf, int
 DEVICE float swish(float gate, float up) { return __fdividef(gate, 1.f + __expf(-gate)) * up; }
 
 // silu(gate)·up, gate the first `columns` of the sums: two rows, 128 columns.
+template <int PARTS>
 DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
     const int begin = item.run * TileColumns, end = min(f.columns, begin + TileColumns), column = begin + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
     Pair pair = pairOf(s, adapterOf, rows, item.first);
@@ -307,10 +327,10 @@ DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, i
     awaitColumns(s, tiles, begin, end, f.columns + begin);
     if (count <= 0) return;
     float gate[2][4], up[2][4];
-    summed4<2>(gate, s, pair, column, count);
+    summed4<PARTS>(gate, s, pair, column, count);
     Sums second = s;
     second.firstColumn = s.secondColumn;
-    summed4<2>(up, second, pair, f.columns + column, count);
+    summed4<PARTS>(up, second, pair, f.columns + column, count);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         if (i >= pair.count) break;
@@ -321,6 +341,7 @@ DEVICE void finishSwiGlu(const Finish& f, const Sums& s, const int* adapterOf, i
 }
 
 // y itself, for whoever wants to see it: two rows, 128 columns.
+template <int PARTS>
 DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, int rows, Item item, const u32* tiles, const float* factors) {
     const int tile = item.run, column = tile * TileColumns + threadIdx.x % 32 * 4, count = min(4, f.columns - column);
     Pair pair = pairOf(s, adapterOf, rows, item.first);
@@ -328,7 +349,7 @@ DEVICE void finishPlain(const Finish& f, const Sums& s, const int* adapterOf, in
     awaitColumns(s, tiles, tile * TileColumns, min(f.columns, (tile + 1) * TileColumns));
     if (count <= 0) return;
     float v[2][4];
-    summed4<4>(v, s, pair, column, count);
+    summed4<PARTS>(v, s, pair, column, count);
     put4(f.x + (long long)pair.row[0] * f.xStride + column, v[0], count);
     if (pair.count > 1) put4(f.x + (long long)pair.row[1] * f.xStride + column, v[1], count);
 }

@@ -194,12 +194,13 @@ extern "C" __global__ __launch_bounds__(LongThreads, 3) void shrinkLong(const St
     }
 }
 
-// ---- What becomes of the sums (finish.cuh) where rows are in tiles, a tile's run of columns a block. y takes by far the most bytes and is read once:
-// what the tile's adapter adds to it, scale·B(z), is made beside it, in shared memory. Rows of the tile are rows, 32 columns of y within a chunk are
-// columns; z is prepared once a chunk, rotated, scaled and split into upper and lower bf16, in the order in which lanes want it.
+// ---- What becomes of the sums (finish.cuh) where rows are in tiles; a block takes several runs of a tile's columns. y takes by far the most bytes and
+// is read once: it comes to shared memory in the background and meets there what the tile's adapter adds to it, scale·B(z). Rows of the tile are rows, 32
+// columns of y within a chunk are columns; z is prepared once a chunk, rotated, scaled and split into upper and lower bf16, in the order in which lanes
+// want it.
 
 static const int OneByOne = -2;                             // a tile's adapter: neighbouring rows that are worked on one by one; what is added to them is in memory
-static const int GroupRanks = 64;                           // of b, whose z is in shared memory together
+static const int GroupRanks = 48;                           // of b, whose z is in shared memory together
 static const int ZBytes = GroupRanks / 16 * 4096;
 static const int FinishWarps = 8;
 
@@ -209,6 +210,7 @@ DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, i
     if (group * 16 >= tile.rows) return;
     const float* z = site.whole + (long long)part * site.wholePart + (long long)(tile.firstRow + row) * site.zStride;
     const int turn = m.shared > 0 ? (m.shared - (u32)(chunk * m.shiftB) % (u32)m.shared) % m.shared : 0;
+    const float perPiece = 1.f / m.chunksB;                 // e / chunksB without a division: both are small
     for (int k = threadIdx.x / 128 * 16; k < ranks; k += FinishWarps / 4 * 16) {
         float v[2][4];
 #pragma unroll
@@ -216,7 +218,7 @@ DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, i
             const int r = first + k + 2 * q + j % 2 + j / 2 * 8, e = r - m.shared;
             int from = -1;
             if (e < 0) from = r + turn < m.shared ? r + turn : r + turn - m.shared;
-            else if (r < m.rowsB && e % m.chunksB == chunk) from = m.shared + e / m.chunksB;
+            else if (const int piece = (int)((e + 0.5f) * perPiece); r < m.rowsB && e - piece * m.chunksB == chunk) from = m.shared + piece;
 #pragma unroll
             for (int half = 0; half < 2; half++) v[half][j] = from >= 0 && row + half * 8 < tile.rows ? z[half * 8 * site.zStride + from] * m.scale : 0.f;
         }
@@ -233,18 +235,23 @@ DEVICE void prepareZ(const AdapterTile& tile, const Site& site, const Lora& m, i
     }
 }
 
-// Adds the share of b's ranks first … first + ranks − 1 to 32 columns from t on: sum[i][f] is rows 16·i … + 15 of this half of the tile, columns 8·f … + 7.
-DEVICE void multiplyUnit(float (&sum)[2][4][4], const Lora& m, int rows, int half, int t, int first, int ranks, const U32x4* z) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, pairs = (m.rowsB + 1) / 2, ahead = pairs - first / 2 - q;
-    const u16* b = m.b + (((long long)t / 32 * pairs + first / 2 + q) * 8 + g) * 8;
-    z += half * 128 + lane;
-    for (int k = 0; k < ranks; k += 32, b += 16 * 64, z += 2 * (TileRows / 16) * 64) {
-        U32x4 w[4];
+// This lane's part of b's ranks first … first + 31 at 32 columns from t on.
+DEVICE void takeB(U32x4 (&w)[4], const Lora& m, int t, int first) {
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, pairs = (m.rowsB + 1) / 2, pair = first / 2 + q;
+    const u16* b = m.b + (((long long)t / 32 * pairs + pair) * 8 + g) * 8;
 #pragma unroll
-        for (int s = 0; s < 4; s++) {
-            w[s] = {0, 0, 0, 0};
-            if (k / 2 + s * 4 < ahead) w[s] = *(const U32x4*)(b + s * 4 * 64);
-        }
+    for (int s = 0; s < 4; s++) {
+        w[s] = {0, 0, 0, 0};
+        if (pair + s * 4 < pairs) w[s] = *(const U32x4*)(b + s * 4 * 64);
+    }
+}
+
+// Adds the share of b's ranks first … first + ranks − 1, the first 32 of which are in w, to 32 columns from t on: sum[i][f] is rows 16·i … + 15 of this
+// half of the tile, columns 8·f … + 7.
+DEVICE void multiplyUnit(float (&sum)[2][4][4], U32x4 (&w)[4], const Lora& m, int rows, int half, int t, int first, int ranks, const U32x4* z) {
+    z += half * 128 + threadIdx.x % 32;
+    for (int k = 0; k < ranks; k += 32, z += 2 * (TileRows / 16) * 64) {
+        if (k > 0) takeB(w, m, t, first + k);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             if (k + h * 16 >= ranks) continue;
@@ -265,115 +272,160 @@ DEVICE void multiplyUnit(float (&sum)[2][4][4], const Lora& m, int rows, int hal
     }
 }
 
-// Columns from … end − 1 of 32, to row 0's `to`. Neighbouring lanes swap, so that each has 4 columns in one piece.
-DEVICE void storeUnit(const float (&sum)[2][4][4], int rows, int half, int from, int end, float* to, int stride) {
-    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-    const bool odd = q % 2 != 0, aligned = ((u64)to & 15) == 0;
+// Adds columns from … end − 1 of 32 to row 0's `to`.
+DEVICE void addUnit(const float (&sum)[2][4][4], int rows, int half, int from, int end, float* to, int stride) {
+    const int g = threadIdx.x % 32 / 4, q = threadIdx.x % 4, first = half * 32 + g;
+    to += first * stride + 2 * q;
+    if (from <= 0 && end >= 32 && ((u64)to & 7) == 0) {
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+        for (int r = 0; r < 4; r++)
 #pragma unroll
-        for (int h = 0; h < 2; h++)
+            for (int f = 0; f < 4; f++)
+                if (first + r * 8 < rows) {
+                    F32x2& y = *(F32x2*)(to + r * 8 * stride + f * 8);
+                    y = {y.x + sum[r / 2][f][r % 2 * 2], y.y + sum[r / 2][f][r % 2 * 2 + 1]};
+                }
+        return;
+    }
 #pragma unroll
-            for (int f = 0; f < 4; f += 2) {
-                const F32x2 here = {sum[i][f][h * 2], sum[i][f][h * 2 + 1]}, there = {sum[i][f + 1][h * 2], sum[i][f + 1][h * 2 + 1]};
-                const float a = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.x : there.x, 1), b = __shfl_xor_sync(0xFFFFFFFFu, odd ? here.y : there.y, 1);
-                const float v[4] = {odd ? a : here.x, odd ? b : here.y, odd ? there.x : a, odd ? there.y : b};
-                const int row = (half * 2 + i) * 16 + g + h * 8, t = (f + q % 2) * 8 + q / 2 * 4;
-                float* at = to + row * stride + t;
-                if (row >= rows) continue;
-                if (aligned && t >= from && t + 4 <= end) *(F32x4*)at = {v[0], v[1], v[2], v[3]};
-                else
+    for (int r = 0; r < 4; r++)
 #pragma unroll
-                    for (int e = 0; e < 4; e++)
-                        if (t + e >= from && t + e < end) at[e] = v[e];
-            }
+        for (int f = 0; f < 4; f++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (first + r * 8 < rows && f * 8 + 2 * q + e >= from && f * 8 + 2 * q + e < end) to[r * 8 * stride + f * 8 + e] += sum[r / 2][f][r % 2 * 2 + e];
 }
 
-// What the tile's adapter adds to y's columns from … end − 1, to `to` (row, stride); 0 where it adapts nothing. The whole block takes part.
-DEVICE void expandTile(const AdapterTile& tile, const Site& site, int from, int end, float* to, int stride, U32x4* z) {
+// Adds what the tile's adapter adds to y's columns from … end − 1 to `to` (row, stride), where y itself is on its way. The whole block takes part.
+// `prepared`: the part and chunk whose z is there, if it is there whole.
+DEVICE void expandTile(const AdapterTile& tile, const Site& site, const Lora* modules, int from, int end, float* to, int stride, U32x4* z, int& prepared) {
     const int warp = threadIdx.x / 32, half = warp % 2;
     for (int part = 0; part < site.parts; part++) {
         const int begin = partBegin(site, part), first = max(from, begin) - begin, last = min(end, partEnd(site, part)) - begin, place = begin - from;
         if (first >= last) continue;
-        const Lora m = site.table[(long long)tile.adapter * site.perAdapter + part];
-        if (m.rowsB == 0) {
-            for (int r = warp; r < tile.rows; r += FinishWarps)
-                for (int c = first + threadIdx.x % 32; c < last; c += 32) to[r * stride + place + c] = 0.f;
-            continue;
-        }
+        const Lora& m = modules[part];
+        if (m.rowsB == 0) continue;
         for (int chunk = first / m.chunkHeight, at; (at = chunk * m.chunkHeight) < last; chunk++) {
-            const int top = max(0, first - at), bottom = min(m.chunkHeight, last - at), units = (bottom + 31) / 32 - top / 32;
+            const int top = max(0, first - at), bottom = min(m.chunkHeight, last - at), units = (bottom + 31) / 32 - top / 32, wanted = part << 24 | chunk;
             for (int u = 0; u < units; u += FinishWarps / 2) {
                 const int t = (top / 32 + u + warp / 2) * 32;
                 const bool mine = u + warp / 2 < units;
                 float sum[2][4][4] = {};
                 for (int k = 0; k < m.rowsB; k += GroupRanks) {
                     const int ranks = min(GroupRanks, m.rowsB - k);
-                    if (u == 0 || m.rowsB > GroupRanks) {
+                    U32x4 w[4];
+                    if (mine) takeB(w, m, t, k);
+                    if (prepared != wanted) {
                         __syncthreads();                    // all have used what was there
                         prepareZ(tile, site, m, part, chunk, k, ranks, z);
                         __syncthreads();
+                        prepared = m.rowsB <= GroupRanks ? wanted : -1;
                     }
-                    if (mine) multiplyUnit(sum, m, tile.rows, half, t, k, ranks, z);
+                    if (mine) multiplyUnit(sum, w, m, tile.rows, half, t, k, ranks, z);
                 }
-                if (mine) storeUnit(sum, tile.rows, half, top - t, bottom - t, to + place + at + t, stride);
+                awaitCopies<0>();
+                __syncthreads();                            // y is there
+                if (mine) addUnit(sum, tile.rows, half, top - t, bottom - t, to + place + at + t, stride);
             }
         }
     }
 }
 
-// `each` finishes two rows. Dynamic shared memory: ZBytes and 64 rows of extraStride.
-template <class Each>
-DEVICE void finishTile(const AdapterTile* tiles, Sums sums, const Finish& f, const Site& site, unsigned char* memory, float* factors, const Each& each) {
-    const int warp = threadIdx.x / 32, runs = runsOf(f), run = blockIdx.x % runs;
-    const AdapterTile tile = tiles[blockIdx.x / runs];
-    const int width = f.kind == Rope ? f.cache.headDim : TileColumns, begin = run * width, end = min(f.columns, begin + width), halves = f.kind == SwiGlu ? 2 : 1;
-    // What is finished comes from far while the adapter's part is made.
-    for (int at = threadIdx.x; at < tile.rows * 4 * halves; at += FinishWarps * 32) {
-        const int row = tile.firstRow + at / (4 * halves), column = begin + at % 4 * 32;
-        if (column >= end) continue;
-        prefetch(sums.y + (long long)row * sums.stride + column + at / 4 % halves * f.columns);
-        if (f.kind == Residual) prefetch(f.x + (long long)row * f.xStride + column);
+// Columns from … end − 1 of the tile's rows, to `to` (row, stride), in the background.
+DEVICE void takeRows(const AdapterTile& tile, const float* from, int fromStride, int begin, int end, float* to, int stride) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = end - begin;
+    from += (long long)(tile.firstRow + warp) * fromStride + begin;
+    to += warp * stride;
+    if (begin % 4 != 0 || fromStride % 4 != 0) {
+        for (int row = warp; row < tile.rows; row += FinishWarps, from += FinishWarps * fromStride, to += FinishWarps * stride)
+            for (int c = lane; c < columns; c += 32) to[c] = loadFresh(from + c);
+        return;
     }
-    if (sums.squares)
-        for (int r = warp; r < tile.rows; r += 4 * FinishWarps) {
-            int at[4];
-            float four[4];
+    for (int c = lane * 4; c < columns; c += 128) {
+        const int bytes = min(16, (columns - c) * 4);
 #pragma unroll
-            for (int i = 0; i < 4; i++) at[i] = min(r + i * FinishWarps, tile.rows - 1) + tile.firstRow;
-            factorsOf(four, sums.squares, sums.inputs, sums.epsilon, at);
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                if (threadIdx.x % 32 == 0) factors[at[i] - tile.firstRow] = four[i];
-        }
-    if (tile.adapter != OneByOne) sums.extra = 0;
-    if (tile.adapter >= 0) {
-        sums.extra = (float*)(memory + ZBytes);
-        sums.extraStride = (halves * width + 31) / 32 * 32 + 16;            // neighbouring rows lie in different halves of the banks
-        sums.firstRow = tile.firstRow;
-        sums.firstColumn = begin;
-        sums.secondColumn = f.columns + begin - width;
-#pragma unroll 1
-        for (int h = 0; h < halves; h++) expandTile(tile, site, h * f.columns + begin, h * f.columns + end, sums.extra + h * width, sums.extraStride, (U32x4*)memory);
+        for (int i = 0; i < TileRows / FinishWarps; i++)
+            if (i * FinishWarps + warp < tile.rows) copyAsync(to + i * FinishWarps * stride + c, from + i * FinishWarps * (long long)fromStride + c, bytes);
+    }
+}
+
+// To the L2 in the background: 128 columns of the tile's rows from `column` on.
+DEVICE void prefetchRun(const AdapterTile& tile, const float* from, int stride, int column, int end) {
+    for (int at = threadIdx.x; at < tile.rows * 4; at += FinishWarps * 32)
+        if (column + at % 4 * 32 < end) prefetch(from + (long long)(tile.firstRow + at / 4) * stride + column + at % 4 * 32);
+}
+
+// `count` runs of one tile: `whole` finishes two rows whose sums are in shared memory, `each` two of rows that are worked on one by one. Dynamic shared
+// memory: two of ZBytes and 64 rows of `stride`.
+template <int KIND, class Whole, class Each>
+DEVICE void finishTile(const AdapterTile* tiles, Sums sums, const Finish& f, const Site& site, int count, unsigned char* memory, float* factors, Lora* modules, const Whole& whole, const Each& each) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, runs = runsOf(f), groups = (runs + count - 1) / count;
+    const AdapterTile tile = tiles[blockIdx.x / groups];
+    const int width = KIND == Rope ? f.cache.headDim : TileColumns, columns = KIND == Rope ? runs * width : f.columns;
+    const int firstRun = blockIdx.x % groups * count, lastRun = min(runs, firstRun + count), rows = tile.firstRow + tile.rows;
+    float* place = (float*)(memory + 2 * ZBytes);
+    constexpr int halves = KIND == SwiGlu ? 2 : 1;
+    const int stride = (KIND == Rope ? (width + 31) / 32 * 32 : 2 * TileColumns) + 8;       // four neighbouring rows lie in different quarters of the banks
+    if (tile.adapter >= 0 && threadIdx.x < site.parts * (sizeof(Lora) / 16))
+        ((U32x4*)modules)[threadIdx.x] = ((const U32x4*)(site.table + (long long)tile.adapter * site.perAdapter))[threadIdx.x];
+    if (sums.squares) {
+        const int row = warp * 8 + lane / 4;
+        const float factor = factorOfEight(sums.squares, sums.inputs, sums.epsilon, tile.firstRow + min(row, tile.rows - 1));
+        if (lane % 4 == 0) factors[row] = factor;
     }
     __syncthreads();
-    const int rows = tile.firstRow + tile.rows;
-    for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * FinishWarps) each(sums, rows, Item{run, first}, factors - tile.firstRow);
+    if (tile.adapter == OneByOne) {
+        for (int run = firstRun; run < lastRun; run++)
+            for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * FinishWarps) each(sums, rows, Item{run, first}, factors - tile.firstRow);
+        return;
+    }
+    Sums here = sums;
+    here.extra = place;
+    here.extraStride = stride;
+    here.firstRow = tile.firstRow;
+    int prepared[2] = {-1, -1};
+#pragma unroll 1
+    for (int run = firstRun; run < lastRun; run++) {
+        const int begin = run * width, end = min(columns, begin + width);
+#pragma unroll
+        for (int h = 0; h < halves; h++) {
+            takeRows(tile, sums.y, sums.stride, h * columns + begin, h * columns + end, place + h * width, stride);
+            if (run + 1 < lastRun) prefetchRun(tile, sums.y, sums.stride, h * columns + begin + width, h * columns + min(columns, end + width));
+        }
+        if (KIND == Residual) {
+            takeRows(tile, f.x, f.xStride, begin, end, place + width, stride);
+            if (run + 1 < lastRun) prefetchRun(tile, f.x, f.xStride, begin + width, min(columns, end + width));
+        }
+        commitCopies();
+        if (tile.adapter >= 0)
+#pragma unroll
+            for (int h = 0; h < halves; h++)
+                expandTile(tile, site, modules, h * columns + begin, h * columns + end, place + h * width, stride, (U32x4*)(memory + h * ZBytes), prepared[h]);
+        awaitCopies<0>();
+        __syncthreads();
+        here.firstColumn = begin;
+        here.secondColumn = columns + begin - width;
+        for (int first = tile.firstRow + 2 * warp; first < rows; first += 2 * FinishWarps) whole(here, rows, Item{run, first}, factors - tile.firstRow);
+        __syncthreads();                                                    // the next run's sums take their place
+    }
 }
 
 // 128 registers, for z, b and sums: with half of them they would live in memory.
-#define FINISH(NAME, ITEM) \
-    extern "C" __global__ __launch_bounds__(FinishWarps * 32, 2) void NAME(const AdapterTile* tiles, const int* adapterOf, Sums sums, Finish finish, Site site) { \
+#define FINISH(KIND) \
+    extern "C" __global__ __launch_bounds__(FinishWarps * 32, 2) void adapted##KIND(const AdapterTile* tiles, const int* adapterOf, Sums sums, Finish finish, Site site, int count) { \
         DYNAMIC_SHARED(memory); \
         __shared__ float factors[TileRows]; \
+        __shared__ Lora modules[3]; \
         letNextStart(); \
         awaitPrevious(); \
-        finishTile(tiles, sums, finish, site, memory, factors, [&](const Sums& s, int rows, Item item, const float* factors) { ITEM(finish, s, adapterOf, rows, item, 0, factors); }); \
+        finishTile<KIND>(tiles, sums, finish, site, count, memory, factors, modules, \
+            [&](const Sums& s, int rows, Item item, const float* factors) { finish##KIND<0>(finish, s, adapterOf, rows, item, 0, factors); }, \
+            [&](const Sums& s, int rows, Item item, const float* factors) { finish##KIND<1>(finish, s, adapterOf, rows, item, 0, factors); }); \
     }
-FINISH(adaptedResidual, finishResidual)
-FINISH(adaptedRope, finishRope)
-FINISH(adaptedSwiGlu, finishSwiGlu)
-FINISH(adaptedPlain, finishPlain)
+FINISH(Residual)
+FINISH(Rope)
+FINISH(SwiGlu)
+FINISH(Plain)
 
 // ---- What adapters add to the short rows, to y. `shrunk` is 0 before.
 
