@@ -195,9 +195,10 @@ DEVICE void crew(const Chain& chain, unsigned char* memory) {
         if (op.site.kind >= GateUp) prepare(i + 1);
         if (op.finish.kind == Nothing) continue;
         if (op.sums.squares)
-            for (int row = threadIdx.x % CrewThreads / 32; row < *op.rows; row += CrewThreads / 32) {
-                const float factor = factorOf(op.sums.squares, op.sums.inputs, op.sums.epsilon, row);
-                if (threadIdx.x % 32 == 0) desk.factors[row] = factor;
+            for (int first = warp * 8; first < *op.rows; first += warps * 8) {
+                const int row = first + threadIdx.x % 32 / 4;
+                const float factor = factorOf(op.sums.squares, op.sums.inputs, op.sums.epsilon, min(row, *op.rows - 1));
+                if (threadIdx.x % 4 == 0) desk.factors[row] = factor;
             }
         meet(CrewBarrier, CrewThreads);
         pass(FactorsBarrier, MmaThreads + CrewThreads);     // those that multiply find the factors there

@@ -12,11 +12,11 @@ static const int Warps = 8;
         if (n >= itemsOf(finish, *rows)) return; \
         const Item item = itemAt(*rows, n); \
         float* mine = factors[threadIdx.x / 32]; \
-        if (sums.squares) \
-            for (int r = 0; r < 2; r++) { \
-                const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, min(item.first + r, *rows - 1)); \
-                if (threadIdx.x % 32 == 0) mine[r] = factor; \
-            } \
+        if (sums.squares) { \
+            const int r = threadIdx.x % 32 / 4; \
+            const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, min(item.first + min(r, 1), *rows - 1)); \
+            if (threadIdx.x % 4 == 0 && r < 2) mine[r] = factor; \
+        } \
         __syncwarp(); \
         ITEM(finish, sums, adapterOf, *rows, item, 0, mine - item.first); \
     }

@@ -55,8 +55,9 @@ DEVICE void awaitColumns(const Sums& s, const u32* tiles, int from, int end, int
     __syncwarp();
 }
 
-// The factors of eight rows' norms, four lanes a row; asked by a whole warp. Sums are added as warpSum adds those of one row.
-DEVICE float factorOfEight(const float* squares, int columns, float epsilon, int row) {
+// The factor of a row's norm; asked by a whole warp, in which four neighbouring lanes have a row: eight rows, or one more than once. The sum of 32 tiles
+// is that of a tree: those 16 apart first, then 8, and so on.
+DEVICE float factorOf(const float* squares, int columns, float epsilon, int row) {
     const int tiles = (columns + TileColumns - 1) / TileColumns;
     const float* from = squares + (long long)row * tiles;
     float sums[8] = {};
@@ -67,13 +68,6 @@ DEVICE float factorOfEight(const float* squares, int columns, float epsilon, int
     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 2);
     sum += __shfl_xor_sync(0xFFFFFFFFu, sum, 1);
     return 1.f / sqrtf(sum / columns + epsilon);
-}
-// That of one row.
-DEVICE float factorOf(const float* squares, int columns, float epsilon, int row) {
-    const int tiles = (columns + TileColumns - 1) / TileColumns;
-    float sum = 0.f;
-    for (int t = threadIdx.x % 32; t < tiles; t += 32) sum += loadFresh(squares + (long long)row * tiles + t);
-    return 1.f / sqrtf(warpSum(sum) / columns + epsilon);
 }
 // `factors`: of all rows, where there is a norm.
 DEVICE float factorOf(const Sums& s, const float* factors, int row) { return s.squares ? factors[row] : 1.f; }

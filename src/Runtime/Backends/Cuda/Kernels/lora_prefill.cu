@@ -370,7 +370,7 @@ DEVICE void finishTile(const AdapterTile* tiles, Sums sums, const Finish& f, con
         ((U32x4*)modules)[threadIdx.x] = ((const U32x4*)(site.table + (long long)tile.adapter * site.perAdapter))[threadIdx.x];
     if (sums.squares) {
         const int row = warp * 8 + lane / 4;
-        const float factor = factorOfEight(sums.squares, sums.inputs, sums.epsilon, tile.firstRow + min(row, tile.rows - 1));
+        const float factor = factorOf(sums.squares, sums.inputs, sums.epsilon, tile.firstRow + min(row, tile.rows - 1));
         if (lane % 4 == 0) factors[row] = factor;
     }
     __syncthreads();
