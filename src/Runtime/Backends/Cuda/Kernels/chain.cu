@@ -266,16 +266,17 @@ struct Turn {
 };
 
 static const int XStages = 4, MostWStages = 12;
-// Stages of weights under way together: more would only make everybody else's loads queue behind them. Ahead of a product, while the one before it is
-// being finished, fewer: what is finished then waits for its loads, and a ring's length of weights is there in time all the same.
-static const int MostUnderWay = 3, MostAhead = 2, MostAheadAdapted = 1;
+// Stages of weights under way together: more would only make everybody else's loads queue behind them, adapters' above all. Ahead of a product, while the
+// one before it is being finished, fewer: what is finished then waits for its loads, and a ring's length of weights is there in time all the same.
+struct UnderWay { int within, ahead; };
+static constexpr UnderWay WhereNoneAdapts = {4, 2}, WhereAnyAdapts = {3, 1};
 static const int WBytes = TileRows * 128;                   // of a stage
 template <int NT> struct Rows { static const int Bytes = 8 * NT * 128; };
 
 // One lane keeps the weights' stages filled, through all ops.
 DEVICE void fetchWeights(const Chain& chain, const Ring& ring) {
     Turn turn = {0, 1}, arrived = {0, 0};
-    const int mostAhead = adapted(chain) ? MostAheadAdapted : MostAhead;
+    const UnderWay most = adapted(chain) ? WhereAnyAdapts : WhereNoneAdapts;
     int underWay = 0;
 #pragma unroll 1
     for (int i = 0; i < chain.count; i++) {
@@ -283,7 +284,7 @@ DEVICE void fetchWeights(const Chain& chain, const Ring& ring) {
         for (int unit = share.first; unit < share.end; unit++, turn.next(chain.stages)) {
             await(ring.empty + turn.stage, turn.phase);
             const bool begun = unit - share.first >= chain.stages;      // the product has used up stages of its own
-            for (; underWay >= (begun ? MostUnderWay : mostAhead); underWay--) {
+            for (; underWay >= (begun ? most.within : most.ahead); underWay--) {
                 await(ring.full + arrived.stage, arrived.phase);
                 arrived.next(chain.stages);
             }
@@ -367,10 +368,12 @@ DEVICE void run(const Chain& chain, unsigned char* memory) {
     }
     if (threadIdx.x < MostOps) deskOf(memory).next[threadIdx.x] = 0;
     __syncthreads();
-    // 96 registers each at first. What the fetchers give back is just what the crew takes.
-    if (threadIdx.x < MmaThreads) multiply<NT>(chain, weights, x, deskOf(memory));
-    else if (threadIdx.x < MmaThreads + CrewThreads) {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 128;");
+    // 96 registers each at first. What the fetchers give back is just what the others take.
+    if (threadIdx.x < MmaThreads) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
+        multiply<NT>(chain, weights, x, deskOf(memory));
+    } else if (threadIdx.x < MmaThreads + CrewThreads) {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 112;");
         crew(chain, memory);
     } else {
         asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
