@@ -63,7 +63,7 @@ internal sealed class DoctorCommand(Terminal terminal, Uri address, bool serverG
             Fail("settings", e.Message, "Correct appsettings.json or the environment variable.");
             options = new TenantLoraOptions();
         }
-        await ModelAsync(options.Model);
+        if (options.Role != HostRole.Web) await ModelAsync(options.Model);
         Data(Path.GetFullPath(options.Data));
     }
 

@@ -169,11 +169,18 @@ public sealed partial class Engine : IRuntime
     }
 
     /// <summary>Checks a PEFT folder and makes it available under its digest. Adding the same bytes again changes nothing.</summary>
+    /// <param name="directory">The folder.</param>
+    /// <param name="digest">What its files must be; null: whatever they are.</param>
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
-    public AdapterInfo AddAdapter(string directory)
+    /// <exception cref="InvalidDataException">The files are another adapter's.</exception>
+    public AdapterInfo AddAdapter(string directory, string? digest = null)
     {
-        var report = TryAddAdapter(directory);
-        return report.Adapter ?? throw new AdapterRefusedException(directory, report);
+        var (report, adapter) = ReadAdapter(directory);
+        if (adapter is null) throw new AdapterRefusedException(directory, report);
+        if (digest is null || adapter.Info.Digest == digest) return adapters.Add(adapter);
+        var found = adapter.Info.Digest;
+        adapter.Dispose();
+        throw new InvalidDataException($"{directory}: expected the files of {digest}, found those of {found}.");
     }
 
     /// <summary>The same, with what was found, and without an exception where it is refused.</summary>

@@ -56,7 +56,7 @@ internal static partial class AdapterEndpoints
         tenant.MapGet("/keys", Keys).WithSummary("The tenant's keys, without the keys.");
         tenant.MapPost("/keys", CreateKey).WithSummary("Makes a key, which is shown this once.");
         tenant.MapDelete("/keys/{id}", (string tenant, string id, HttpContext context, TenantAdapters adapters) => Done(adapters.Apply(s => s.RevokeKey(tenant, id, context.User.Who())))).WithSummary("Revokes a key that was made here.");
-        app.MapGet("/api/adapters/resident", Resident).RequireAuthorization(Admins).WithSummary("Where the tenant's adapters are, and the device's room for adapters.");
+        app.MapGet("/api/adapters/resident", ResidentAsync).RequireAuthorization(Admins).WithSummary("Where the tenant's adapters are, and the device's room for adapters.");
     }
 
     // ---- Reading
@@ -78,15 +78,15 @@ internal static partial class AdapterEndpoints
         return Json(new AdapterDetail(Card(adapter, versions.Count), [.. versions.Select(Card)]));
     }
 
-    private static IResult Resident(HttpContext context, Serving serving, AdapterStore store)
+    private static async Task<IResult> ResidentAsync(HttpContext context, Serving serving, AdapterStore store)
     {
         var tenant = context.User.Tenant();
-        var there = serving.Engine?.Residents.ToDictionary(r => r.Digest) ?? [];
+        var residents = await serving.Runtime.ResidentsAsync(tenant, context.RequestAborted);
+        var there = residents.Adapters.ToDictionary(r => r.Digest);
         var adapters = from version in store.VersionsOf(tenant)
                        let resident = there.GetValueOrDefault(version.Digest)
                        select new ResidentCard(version.Name, AdapterStore.Label(version.Number), version.Digest, version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
-        var status = serving.Engine?.Status;
-        return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
+        return Json(new ResidentPage(residents.DeviceBytes, residents.DeviceBudget, [.. adapters]));
     }
 
     private static IResult Used(string tenant, Usage usage, TimeProvider time, int? hours)
@@ -107,19 +107,19 @@ internal static partial class AdapterEndpoints
 
     private static async Task<IResult> UploadAsync(string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterFolders folders, Serving serving, UploadSlots uploads)
     {
-        if (serving.Engine is not { } engine) return Refused(501, "unsupported", "This host has no engine to judge adapters with.");
         if (!IsName(name)) return Refused(400, "invalid_value", $"An adapter's name is 1 to {LongestName} letters, digits, '.', '_' and '-', and begins with a letter or digit.");
         if (name == serving.Info.Model) return Refused(409, "name_taken", "This is the base model's name.");
-        var most = engine.MaxAdapterFileBytes + (2 << 20);
-        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {engine.MaxAdapterFileBytes} bytes.");
+        var largest = serving.Runtime.MaxAdapterFileBytes;
+        var most = largest + (2 << 20);
+        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {largest} bytes.");
         if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
         using var slot = uploads.Enter(tenant);
         if (slot is null) return new Refusal(new ApiError(429, ErrorCodes.QueueFull, $"{UploadsAtOnce} uploads of this tenant are under way. Try again when one is over.", RetryAfter: TimeSpan.FromSeconds(1)));
         try
         {
             using var staged = folders.Stage();
-            await new AdapterUpload(staged, engine.MaxAdapterFileBytes).ReceiveAsync(context.Request, context.RequestAborted);
-            var (report, version, created) = await Task.Run(() => adapters.AddAsync(staged, tenant, name, context.User.Who()));
+            await new AdapterUpload(staged, largest).ReceiveAsync(context.Request, context.RequestAborted);
+            var (report, version, created) = await adapters.AddAsync(staged, tenant, name, context.User.Who(), context.RequestAborted);
             if (version is null) return TypedResults.Json(RefusedReport.Of(report), Wire, "application/problem+json", 422);
             return created
                 ? TypedResults.Json(new Uploaded(Card(version), true), Wire, statusCode: 201)

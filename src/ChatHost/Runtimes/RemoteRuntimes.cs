@@ -1,0 +1,250 @@
+using System.Buffers.Binary;
+using System.Globalization;
+using System.Runtime.CompilerServices;
+using System.Security.Cryptography;
+using System.Text;
+using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Adapters;
+using TenantLora.Runtime;
+
+namespace TenantLora.ChatHost.Runtimes;
+
+/// <summary>
+/// Runtimes of other processes, all with one base model. A tenant's requests go to one of them as long as the list is the same, so that what it has read of
+/// prompts and adapters serves again; where that one does not take them, to the next, but never once an answer has begun. One that is gone is asked every
+/// second whether it is back.
+/// </summary>
+internal sealed partial class RemoteRuntimes : IServedRuntime
+{
+    private static readonly TimeSpan Period = TimeSpan.FromSeconds(1), Patience = TimeSpan.FromSeconds(5), FirstPatience = TimeSpan.FromMinutes(1);
+    private const int MostLate = 2;             // a busy machine may be slow once
+
+    private readonly RemoteRuntime[] runtimes;
+    private readonly HttpClient http;
+    private readonly ILogger log;
+    private readonly HeldAdapters held;         // nothing is brought: it tells when the last request that needs an adapter's files has ended
+    private readonly CancellationTokenSource stopping = new();
+    private readonly Task asking;
+    private ServiceInfo? info;                  // of the first that answered; the others must have the same base
+
+    private RemoteRuntimes(IEnumerable<Uri> addresses, string serviceKey, ILogger log)
+    {
+        this.log = log;
+        http = Service.Client();
+        runtimes = [.. addresses.Select(a => new RemoteRuntime(a, serviceKey, http))];
+        held = new HeldAdapters(_ => Task.FromResult(0L), _ => { }, long.MaxValue, log);
+        asking = Task.Run(AskAsync);
+    }
+
+    public EngineInfo Info => info!.Engine;
+
+    public long MaxAdapterFileBytes => info!.MaxAdapterFileBytes;
+
+    public bool IsReady => runtimes.Any(r => r.Fault is null);
+
+    /// <summary>By address: whether it is used.</summary>
+    public IReadOnlyList<(Uri Address, bool IsUsed)> All => [.. runtimes.Select(r => (r.Address, r.Fault is null))];
+
+    /// <summary>Waits for the first that answers.</summary>
+    /// <exception cref="OptionsValidationException">None did.</exception>
+    public static RemoteRuntimes Connect(TenantLoraOptions options, ILogger<RemoteRuntimes> log, TimeSpan? patience = null)
+    {
+        var all = new RemoteRuntimes(options.Runtimes.Select(r => new Uri(r)), options.ServiceKey!, log);
+        var limit = patience ?? FirstPatience;
+        var (begun, isTold) = (Environment.TickCount64, false);
+        for (; !all.IsReady; Thread.Sleep(20))
+        {
+            var waited = Environment.TickCount64 - begun;
+            if (!isTold && waited > 1000)
+            {
+                Waiting(log, string.Join(", ", options.Runtimes), (int)limit.TotalSeconds);
+                isTold = true;
+            }
+            if (waited > limit.TotalMilliseconds)
+            {
+                var faults = all.runtimes.Select(r => $"{TenantLoraOptions.Section}:Runtimes: {r.Address} was asked for {limit.TotalSeconds.ToString(CultureInfo.InvariantCulture)} s: {r.Fault}").ToArray();
+                all.DisposeAsync().AsTask().GetAwaiter().GetResult();
+                throw new OptionsValidationException("", typeof(TenantLoraOptions), faults);
+            }
+        }
+        return all;
+    }
+
+    // ---- Answers
+
+    public async IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken = default)
+    {
+        var named = request with { Model = request.Adapter ?? Info.Model };
+        await using var events = await FirstThatTakesAsync(request.Tenant, async runtime =>
+        {
+            var begun = runtime.GenerateAsync(named, cancellationToken).GetAsyncEnumerator(cancellationToken);
+            try
+            {
+                if (!await begun.MoveNextAsync()) throw new InvalidOperationException("The generation has no events.");
+                return begun;
+            }
+            catch
+            {
+                await begun.DisposeAsync();
+                throw;
+            }
+        });
+        do yield return events.Current;
+        while (await NextAsync(events));
+    }
+
+    private async Task<bool> NextAsync(IAsyncEnumerator<GenerationEvent> events)
+    {
+        try
+        {
+            return await events.MoveNextAsync();
+        }
+        catch (TenantLoraException e) when (e.Code == ErrorCodes.Unreachable)
+        {
+            BrokeOff(log, e.RequestId, e.Message);
+            throw new TenantLoraException(ErrorCodes.Unreachable, "The answer broke off: the runtime was lost. Ask again.", e) { RetryAfter = Period };
+        }
+    }
+
+    public ValueTask<IReadOnlyList<string>> ListModelsAsync(string tenant, CancellationToken cancellationToken = default) => new([Info.Model]);
+
+    // ---- Adapters
+
+    public Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken) =>
+        FirstThatTakesAsync(tenant, runtime => runtime.JudgeAsync(folder, tries, cancellationToken));
+
+    public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => held.HoldAsync(digest, null, cancellationToken);
+
+    public bool Forget(string digest, Action whenLeft)
+    {
+        if (!held.Forget(digest, whenLeft)) return false;
+        foreach (var runtime in runtimes.Where(r => r.Fault is null)) _ = ForgetAsync(runtime);
+        return true;
+
+        async Task ForgetAsync(RemoteRuntime runtime)
+        {
+            try
+            {
+                using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping.Token);
+                soon.CancelAfter(Patience);
+                await runtime.ForgetAsync(digest, soon.Token);
+            }
+            catch (Exception e) when (e is TenantLoraException or OperationCanceledException)
+            {
+                // It keeps a cache: what nobody asks for goes from there by itself.
+            }
+        }
+    }
+
+    public Task<Residents> ResidentsAsync(string tenant, CancellationToken cancellationToken) => FirstThatTakesAsync(tenant, runtime => runtime.ResidentsAsync(cancellationToken));
+
+    // ---- Which one
+
+    /// <summary>
+    /// Rendezvous hashing (Thaler and Ravishankar 1998): the tenant's runtimes in an order that another's coming or going does not change. The next is
+    /// asked only where the one before has done nothing yet: it could not be reached, or it drains. What may have broken it is not given to another.
+    /// </summary>
+    private async Task<T> FirstThatTakesAsync<T>(string tenant, Func<RemoteRuntime, Task<T>> ask)
+    {
+        foreach (var runtime in runtimes.Where(r => r.Fault is null).OrderByDescending(r => Weight(tenant, r.Address)))
+            try
+            {
+                return await ask(runtime);
+            }
+            catch (TenantLoraException e) when (e.Code == ErrorCodes.ShuttingDown || e.Code == ErrorCodes.InvalidKey || IsNoConnection(e))
+            {
+                Note(runtime, e.Message);
+            }
+            catch (TenantLoraException e) when (e.Code == ErrorCodes.Unreachable)
+            {
+                BrokeOff(log, e.RequestId, e.Message);
+                throw Unreachable(e);
+            }
+        throw Unreachable(null);
+    }
+
+    private static ulong Weight(string tenant, Uri address) =>
+        BinaryPrimitives.ReadUInt64BigEndian(SHA256.HashData(Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{tenant.Length}:{tenant}{address}"))));
+
+    private static bool IsNoConnection(TenantLoraException e) => e is { Code: ErrorCodes.Unreachable, InnerException: OperationCanceledException
+        or HttpRequestException { HttpRequestError: HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError } };
+
+    // The connector's message names addresses, which are nobody's business outside.
+    private static TenantLoraException Unreachable(Exception? inner) => new(ErrorCodes.Unreachable, "No runtime can be reached at present. Try again shortly.", inner) { RetryAfter = Period * 2 };
+
+    // ---- How they are
+
+    private async Task AskAsync()
+    {
+        using var timer = new PeriodicTimer(Period);
+        try
+        {
+            do
+            {
+                foreach (var (runtime, answer) in runtimes.Zip(await Task.WhenAll(runtimes.Select(LookAsync))))
+                    Note(runtime, answer.Info is { } found ? Compare(found) : answer.Fault);
+            }
+            while (await timer.WaitForNextTickAsync(stopping.Token));
+        }
+        catch (OperationCanceledException)
+        {
+            // the host stops
+        }
+    }
+
+    private async Task<(ServiceInfo? Info, string? Fault)> LookAsync(RemoteRuntime runtime)
+    {
+        using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping.Token);
+        soon.CancelAfter(Patience);
+        try
+        {
+            var found = await runtime.InfoAsync(soon.Token);
+            runtime.Late = 0;
+            return (found, null);
+        }
+        catch (TenantLoraException e)
+        {
+            return (null, e.Code == ErrorCodes.InvalidKey ? "it does not know this host's ServiceKey" : e.Message);
+        }
+        catch (OperationCanceledException) when (!stopping.IsCancellationRequested)
+        {
+            return (null, ++runtime.Late < MostLate ? runtime.Fault : "it does not answer in time");
+        }
+    }
+
+    /// <summary>Null: it serves what the first that answered serves.</summary>
+    private string? Compare(ServiceInfo found)
+    {
+        info ??= found;
+        return found.Engine.Model == Info.Model && found.Engine.BaseDigest == Info.BaseDigest ? null
+            : $"it serves {found.Engine.Model} ({found.Engine.BaseDigest}), not {Info.Model} ({Info.BaseDigest})";
+    }
+
+    private void Note(RemoteRuntime runtime, string? fault)
+    {
+        var before = Interlocked.Exchange(ref runtime.Fault, fault);
+        if (fault is null && before is not null) Answers(log, runtime.Address);
+        else if (fault is not null && fault != before && info is not null) Lost(log, runtime.Address, fault);
+    }
+
+    public async ValueTask DisposeAsync()
+    {
+        if (stopping.IsCancellationRequested) return;
+        await stopping.CancelAsync();
+        await asking;
+        foreach (var runtime in runtimes) await runtime.DisposeAsync();
+        http.Dispose();
+    }
+
+    [LoggerMessage(LogLevel.Information, "Waiting for a runtime ({Runtimes}), up to {Seconds} s")]
+    private static partial void Waiting(ILogger log, string runtimes, int seconds);
+
+    [LoggerMessage(LogLevel.Information, "The runtime {Address} answers")]
+    private static partial void Answers(ILogger log, Uri address);
+
+    [LoggerMessage(LogLevel.Warning, "The runtime {Address} is not used: {Fault}")]
+    private static partial void Lost(ILogger log, Uri address, string fault);
+
+    [LoggerMessage(LogLevel.Warning, "A runtime broke off (its request {Id}): {Reason}")]
+    private static partial void BrokeOff(ILogger log, string? id, string reason);
+}
