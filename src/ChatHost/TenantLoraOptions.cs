@@ -127,7 +127,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
     private static readonly string[] OfPeople =
     [
         nameof(TenantLoraOptions.Tenants), nameof(TenantLoraOptions.Demo), nameof(TenantLoraOptions.Database), nameof(TenantLoraOptions.Redis), nameof(TenantLoraOptions.AllowedOrigins),
-        nameof(TenantLoraOptions.KeepSeconds),
+        nameof(TenantLoraOptions.KeepSeconds), nameof(TenantLoraOptions.MaxConcurrentPerTenant),
     ];
 
     public ValidateOptionsResult Validate(string? name, TenantLoraOptions options)
