@@ -171,7 +171,8 @@ internal static class Program
         }
         if (role is HostRole.Runtime) return;
 
-        authentication.AddScheme<AuthenticationSchemeOptions, BearerAuthentication>(BearerAuthentication.Scheme, null);
+        authentication.AddScheme<AuthenticationSchemeOptions, BearerAuthentication>(BearerAuthentication.Scheme, people =>
+            people.ForwardDefaultSelector = context => role is HostRole.Web && context.Request.Path.StartsWithSegments("/service") ? ServiceAuthentication.Scheme : null);
         authorization.AddPolicy(AdapterEndpoints.Admins, policy => policy.RequireAuthenticatedUser().RequireRole(nameof(Role.Admin)));
         services.AddSingleton<SessionTokens>();
         services.AddDataProtection().SetApplicationName("TenantLora");

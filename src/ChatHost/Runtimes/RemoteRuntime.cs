@@ -1,3 +1,4 @@
+using System.Runtime.CompilerServices;
 using System.Text.Json;
 using System.Text.Json.Serialization.Metadata;
 using TenantLora.ChatHost.Adapters;
@@ -19,20 +20,35 @@ internal sealed class RemoteRuntime(Uri address, string serviceKey, HttpClient h
     /// <summary>How often in a row it was asked and was too slow to answer.</summary>
     public int Late;
 
-    public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, CancellationToken cancellationToken) => runtime.GenerateAsync(request, cancellationToken);
+    private CancellationTokenSource hope = new();
+
+    /// <summary>Ends what is being asked of it: it has stood still for too long.</summary>
+    public void GiveUp() => Interlocked.Exchange(ref hope, new CancellationTokenSource()).Cancel();
+
+    public async IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, [EnumeratorCancellation] CancellationToken cancellationToken)
+    {
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken, hope.Token);
+        await using var events = runtime.GenerateAsync(request, either.Token).GetAsyncEnumerator(either.Token);
+        while (await WithHopeAsync(() => events.MoveNextAsync().AsTask(), cancellationToken)) yield return events.Current;
+    }
 
     public Task<ServiceInfo> InfoAsync(CancellationToken cancellationToken) => GetAsync("info", ServiceJson.Default.ServiceInfo, cancellationToken);
 
-    public Task<Residents> ResidentsAsync(CancellationToken cancellationToken) => GetAsync("residents", ServiceJson.Default.Residents, cancellationToken);
+    public async Task<Residents> ResidentsAsync(CancellationToken cancellationToken)
+    {
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken, hope.Token);
+        return await WithHopeAsync(() => GetAsync("residents", ServiceJson.Default.Residents, either.Token), cancellationToken);
+    }
 
     public async Task<AdapterReport> JudgeAsync(string folder, bool tries, CancellationToken cancellationToken)
     {
+        using var either = CancellationTokenSource.CreateLinkedTokenSource(cancellationToken, hope.Token);
         using var message = Request(HttpMethod.Post, $"adapters?try={(tries ? "true" : "false")}");
         using var form = new MultipartFormDataContent();
         foreach (var name in new[] { AdapterFolders.ConfigName, AdapterFolders.WeightsName, AdapterFolders.PickleName })
             if (Path.Combine(folder, name) is var file && File.Exists(file)) form.Add(new StreamContent(File.OpenRead(file)), "file", name);
         message.Content = form;
-        return await ReadAsync(message, ServiceJson.Default.AdapterReport, cancellationToken);
+        return await WithHopeAsync(() => ReadAsync(message, ServiceJson.Default.AdapterReport, either.Token), cancellationToken);
     }
 
     public async Task ForgetAsync(string digest, CancellationToken cancellationToken)
@@ -41,7 +57,23 @@ internal sealed class RemoteRuntime(Uri address, string serviceKey, HttpClient h
         using var response = await runtime.SendAsync(message, cancellationToken);
     }
 
-    public ValueTask DisposeAsync() => runtime.DisposeAsync();
+    public ValueTask DisposeAsync()
+    {
+        hope.Dispose();
+        return runtime.DisposeAsync();
+    }
+
+    private static async Task<T> WithHopeAsync<T>(Func<Task<T>> ask, CancellationToken cancellationToken)
+    {
+        try
+        {
+            return await ask();
+        }
+        catch (OperationCanceledException) when (!cancellationToken.IsCancellationRequested)
+        {
+            throw new TenantLoraException(ErrorCodes.Unreachable, "It stands still.");
+        }
+    }
 
     private async Task<T> GetAsync<T>(string path, JsonTypeInfo<T> type, CancellationToken cancellationToken)
     {

@@ -17,7 +17,7 @@ namespace TenantLora.ChatHost.Runtimes;
 internal sealed partial class RemoteRuntimes : IServedRuntime
 {
     private static readonly TimeSpan Period = TimeSpan.FromSeconds(1), Patience = TimeSpan.FromSeconds(5), FirstPatience = TimeSpan.FromMinutes(1);
-    private const int MostLate = 2;             // a busy machine may be slow once
+    private const int MostLate = 3;             // a busy machine may be slow once
 
     private readonly RemoteRuntime[] runtimes;
     private readonly HttpClient http;
@@ -33,7 +33,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         http = Service.Client();
         runtimes = [.. addresses.Select(a => new RemoteRuntime(a, serviceKey, http))];
         held = new HeldAdapters(_ => Task.FromResult(0L), _ => { }, long.MaxValue, log);
-        asking = Task.Run(AskAsync);
+        asking = Task.WhenAll(runtimes.Select(r => Task.Run(() => AskAsync(r))));
     }
 
     public EngineInfo Info => info!.Engine;
@@ -142,11 +142,12 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
 
     /// <summary>
     /// Rendezvous hashing (Thaler and Ravishankar 1998): the tenant's runtimes in an order that another's coming or going does not change. The next is
-    /// asked only where the one before has done nothing yet: it could not be reached, or it drains. What may have broken it is not given to another.
+    /// asked only where the one before has done nothing yet: it could not be reached, or it drains. What may have broken it is not given to another. One
+    /// that is slow to say how it is comes last.
     /// </summary>
     private async Task<T> FirstThatTakesAsync<T>(string tenant, Func<RemoteRuntime, Task<T>> ask)
     {
-        foreach (var runtime in runtimes.Where(r => r.Fault is null).OrderByDescending(r => Weight(tenant, r.Address)))
+        foreach (var runtime in runtimes.Where(r => r.Fault is null).OrderBy(r => r.Late).ThenByDescending(r => Weight(tenant, r.Address)))
             try
             {
                 return await ask(runtime);
@@ -174,15 +175,15 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
 
     // ---- How they are
 
-    private async Task AskAsync()
+    private async Task AskAsync(RemoteRuntime runtime)
     {
         using var timer = new PeriodicTimer(Period);
         try
         {
             do
             {
-                foreach (var (runtime, answer) in runtimes.Zip(await Task.WhenAll(runtimes.Select(LookAsync))))
-                    Note(runtime, answer.Info is { } found ? Compare(found) : answer.Fault);
+                var (found, fault) = await LookAsync(runtime);
+                Note(runtime, found is null ? fault : Compare(found));
             }
             while (await timer.WaitForNextTickAsync(stopping.Token));
         }
@@ -208,14 +209,16 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         }
         catch (OperationCanceledException) when (!stopping.IsCancellationRequested)
         {
-            return (null, ++runtime.Late < MostLate ? runtime.Fault : "it does not answer in time");
+            if (++runtime.Late < MostLate) return (null, runtime.Fault);
+            runtime.GiveUp();
+            return (null, "it stands still");
         }
     }
 
     /// <summary>Null: it serves what the first that answered serves.</summary>
     private string? Compare(ServiceInfo found)
     {
-        info ??= found;
+        Interlocked.CompareExchange(ref info, found, null);
         return found.Engine.Model == Info.Model && found.Engine.BaseDigest == Info.BaseDigest ? null
             : $"it serves {found.Engine.Model} ({found.Engine.BaseDigest}), not {Info.Model} ({Info.BaseDigest})";
     }

@@ -143,6 +143,26 @@ public sealed class RoleProcessTests : IDisposable
         }
     }
 
+    [Fact]
+    public async Task A_runtime_that_stands_still_is_left_and_used_again_when_it_goes_on()
+    {
+        if (OperatingSystem.IsWindows()) Assert.Skip("There are no signals to send on Windows.");
+        const int SigStop = 19, SigCont = 18;
+        using var runtime = await RuntimeAsync(0);
+        using var host = await WebAsync(1);
+        using var client = host.Client("harbor");
+        var before = await AskAsync(client, "harbor");
+        using var request = new HttpRequestMessage(HttpMethod.Post, "/v1/completions") { Content = TestHost.Json(Endless) };
+        using var begun = await client.SendAsync(request, HttpCompletionOption.ResponseHeadersRead);
+        runtime.Signal(SigStop);
+        var rest = await ReadToCutAsync(await begun.Content.ReadAsStreamAsync());
+        Assert.Contains($"\"code\":\"{ErrorCodes.Unreachable}\"", rest, StringComparison.Ordinal);
+        await TestHost.UntilAsync(() => host.Output.Contains("it stands still", StringComparison.Ordinal), "it is said");
+        runtime.Signal(SigCont);
+        await TestHost.UntilAsync(() => client.GetAsync("/health/ready").Result.IsSuccessStatusCode, "it is used again");
+        Assert.Equal(before, await AskAsync(client, "harbor"));
+    }
+
     private static async Task<(string Version, string Text)> AskAsync(HttpClient client, string model)
     {
         using var request = new HttpRequestMessage(HttpMethod.Post, "/v1/chat/completions")

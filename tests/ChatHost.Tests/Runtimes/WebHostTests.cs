@@ -142,7 +142,7 @@ public sealed class WebHostTests
     {
         await using var pair = await Pair.StartAsync();
         using var client = pair.Web.Client();
-        var text = string.Concat(Enumerable.Repeat("é'<", (4 << 20) / 4 - 100));          // 4 bytes from people, 18 to the runtime
+        var text = string.Concat(Enumerable.Repeat("<'> ", 1 << 18));          // 1 MiB from people, 4.75 to the runtime
         using var response = await client.PostAsync("/v1/chat/completions", TestHost.Json($$"""{"model":"demo-7m","messages":[{"role":"user","content":"{{text}}"}]}"""));
         var error = (await TestHost.ReadAsync(response)).GetProperty("error");
         Assert.Equal((HttpStatusCode.BadRequest, ErrorCodes.ContextLengthExceeded), (response.StatusCode, error.GetProperty("code").GetString()));
@@ -177,6 +177,17 @@ public sealed class WebHostTests
         Assert.NotNull(refused.Headers.RetryAfter);
         await TestHost.UntilAsync(() => open.GetAsync("/health/ready").Result.StatusCode == HttpStatusCode.ServiceUnavailable, "it is not ready");
         Assert.Equal(HttpStatusCode.OK, (await open.GetAsync("/health/live")).StatusCode);
+    }
+
+    [Fact]
+    public async Task A_web_host_that_drains_still_gives_the_bytes_that_its_last_answers_need()
+    {
+        await using var pair = await Pair.StartAsync();
+        var digest = pair.Web.Service<Serving>().Resolve("harbor", "harbor").Digest!;
+        await pair.Web.Service<Admission>().DrainAsync(TimeSpan.FromSeconds(5));
+        using var client = Pair.Client(pair.Runtimes[0]);
+        using var response = await client.PostAsync("/v1/completions", TestHost.Json($$"""{"model":"{{digest}}","prompt":"Hi","max_tokens":1}"""));
+        Assert.Equal(HttpStatusCode.OK, response.StatusCode);
     }
 
     [Fact]
