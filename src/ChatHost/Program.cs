@@ -115,7 +115,7 @@ internal static class Program
         switch (role)
         {
             case HostRole.Web:
-                services.AddSingleton(provider => WithNames(RemoteRuntimes.Connect(OptionsOf(provider), provider.GetRequiredService<ILogger<RemoteRuntimes>>())));
+                services.AddSingleton(provider => WithNames(RemoteRuntimes.ConnectAsync(OptionsOf(provider), provider.GetRequiredService<ILogger<RemoteRuntimes>>()).GetAwaiter().GetResult()));
                 break;
             case HostRole.Runtime:
                 services.AddSingleton(provider => new FetchedAdapters(provider.GetRequiredService<AdapterFolders>(), new Uri(OptionsOf(provider).AdaptersFrom!.TrimEnd('/') + "/"),

@@ -20,54 +20,55 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     private const int MostLate = 3;             // a busy machine may be slow once
 
     private readonly RemoteRuntime[] runtimes;
+    private readonly ServiceInfo info;          // what all must serve
     private readonly HttpClient http;
     private readonly ILogger log;
     private readonly HeldAdapters held;         // nothing is brought: it tells when the last request that needs an adapter's files has ended
     private readonly CancellationTokenSource stopping = new();
     private readonly Task asking;
-    private ServiceInfo? info;                  // of the first that answered; the others must have the same base
 
-    private RemoteRuntimes(IEnumerable<Uri> addresses, string serviceKey, ILogger log)
+    private RemoteRuntimes(RemoteRuntime[] runtimes, ServiceInfo info, HttpClient http, ILogger log)
     {
-        this.log = log;
-        http = Service.Client();
-        runtimes = [.. addresses.Select(a => new RemoteRuntime(a, serviceKey, http))];
+        (this.runtimes, this.info, this.http, this.log) = (runtimes, info, http, log);
         held = new HeldAdapters(_ => Task.FromResult(0L), _ => { }, long.MaxValue, log);
-        asking = Task.WhenAll(runtimes.Select(r => Task.Run(() => AskAsync(r))));
+        asking = Task.WhenAll(runtimes.Select(AskAsync));
     }
 
-    public EngineInfo Info => info!.Engine;
+    public EngineInfo Info => info.Engine;
 
-    public long MaxAdapterFileBytes => info!.MaxAdapterFileBytes;
+    public long MaxAdapterFileBytes => info.MaxAdapterFileBytes;
 
     public bool IsReady => runtimes.Any(r => r.Fault is null);
 
     /// <summary>By address: whether it is used.</summary>
     public IReadOnlyList<(Uri Address, bool IsUsed)> All => [.. runtimes.Select(r => (r.Address, r.Fault is null))];
 
-    /// <summary>Waits for the first that answers.</summary>
+    /// <summary>Waits until one answers. The first of the list that does says what all must serve.</summary>
     /// <exception cref="OptionsValidationException">None did.</exception>
-    public static RemoteRuntimes Connect(TenantLoraOptions options, ILogger<RemoteRuntimes> log, TimeSpan? patience = null)
+    public static async Task<RemoteRuntimes> ConnectAsync(TenantLoraOptions options, ILogger<RemoteRuntimes> log, TimeSpan? patience = null)
     {
-        var all = new RemoteRuntimes(options.Runtimes.Select(r => new Uri(r)), options.ServiceKey!, log);
-        var limit = patience ?? FirstPatience;
-        var (begun, isTold) = (Environment.TickCount64, false);
-        for (; !all.IsReady; Thread.Sleep(20))
+        var (http, limit, begun, isTold) = (Service.Client(), patience ?? FirstPatience, Environment.TickCount64, false);
+        RemoteRuntime[] runtimes = [.. options.Runtimes.Select(r => new RemoteRuntime(new Uri(r), options.ServiceKey!, http))];
+        while (true)
         {
-            var waited = Environment.TickCount64 - begun;
-            if (!isTold && waited > 1000)
+            var answers = await Task.WhenAll(runtimes.Select(r => LookAsync(r, CancellationToken.None)));
+            if (answers.Select(a => a.Info).FirstOrDefault(found => found is not null) is { } info)
             {
-                Waiting(log, string.Join(", ", options.Runtimes), (int)limit.TotalSeconds);
-                isTold = true;
+                var all = new RemoteRuntimes(runtimes, info, http, log);
+                foreach (var (runtime, (found, fault)) in runtimes.Zip(answers)) all.Note(runtime, found, fault);
+                return all;
             }
-            if (waited > limit.TotalMilliseconds)
+            if (Environment.TickCount64 - begun > limit.TotalMilliseconds)
             {
-                var faults = all.runtimes.Select(r => $"{TenantLoraOptions.Section}:Runtimes: {r.Address} was asked for {limit.TotalSeconds.ToString(CultureInfo.InvariantCulture)} s: {r.Fault}").ToArray();
-                all.DisposeAsync().AsTask().GetAwaiter().GetResult();
-                throw new OptionsValidationException("", typeof(TenantLoraOptions), faults);
+                foreach (var runtime in runtimes) await runtime.DisposeAsync();
+                http.Dispose();
+                throw new OptionsValidationException("", typeof(TenantLoraOptions), runtimes.Zip(answers, (r, a) =>
+                    string.Create(CultureInfo.InvariantCulture, $"{TenantLoraOptions.Section}:Runtimes: {r.Address} was asked for {limit.TotalSeconds} s: {a.Fault ?? r.Fault}")));
             }
+            if (!isTold) Waiting(log, string.Join(", ", options.Runtimes), (int)limit.TotalSeconds);
+            isTold = true;
+            await Task.Delay(Period);
         }
-        return all;
     }
 
     // ---- Answers
@@ -154,7 +155,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
             }
             catch (TenantLoraException e) when (e.Code == ErrorCodes.ShuttingDown || e.Code == ErrorCodes.InvalidKey || IsNoConnection(e))
             {
-                Note(runtime, e.Message);
+                Note(runtime, null, e.Message);
             }
             catch (TenantLoraException e) when (e.Code == ErrorCodes.Unreachable)
             {
@@ -180,12 +181,11 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         using var timer = new PeriodicTimer(Period);
         try
         {
-            do
+            while (await timer.WaitForNextTickAsync(stopping.Token))
             {
-                var (found, fault) = await LookAsync(runtime);
-                Note(runtime, found is null ? fault : Compare(found));
+                var (found, fault) = await LookAsync(runtime, stopping.Token);
+                Note(runtime, found, fault);
             }
-            while (await timer.WaitForNextTickAsync(stopping.Token));
         }
         catch (OperationCanceledException)
         {
@@ -193,9 +193,10 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         }
     }
 
-    private async Task<(ServiceInfo? Info, string? Fault)> LookAsync(RemoteRuntime runtime)
+    /// <summary>What it says of itself, or what is wrong with it; neither, where nothing new is known.</summary>
+    private static async Task<(ServiceInfo? Info, string? Fault)> LookAsync(RemoteRuntime runtime, CancellationToken stopping)
     {
-        using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping.Token);
+        using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping);
         soon.CancelAfter(Patience);
         try
         {
@@ -209,25 +210,20 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         }
         catch (OperationCanceledException) when (!stopping.IsCancellationRequested)
         {
-            if (++runtime.Late < MostLate) return (null, runtime.Fault);
+            if (++runtime.Late < MostLate) return (null, null);
             runtime.GiveUp();
             return (null, "it stands still");
         }
     }
 
-    /// <summary>Null: it serves what the first that answered serves.</summary>
-    private string? Compare(ServiceInfo found)
+    private void Note(RemoteRuntime runtime, ServiceInfo? found, string? fault)
     {
-        Interlocked.CompareExchange(ref info, found, null);
-        return found.Engine.Model == Info.Model && found.Engine.BaseDigest == Info.BaseDigest ? null
-            : $"it serves {found.Engine.Model} ({found.Engine.BaseDigest}), not {Info.Model} ({Info.BaseDigest})";
-    }
-
-    private void Note(RemoteRuntime runtime, string? fault)
-    {
+        if (found is not null && (found.Engine.Model != Info.Model || found.Engine.BaseDigest != Info.BaseDigest))
+            fault = $"it serves {found.Engine.Model} ({found.Engine.BaseDigest}), not {Info.Model} ({Info.BaseDigest})";
+        if (found is null && fault is null) return;
         var before = Interlocked.Exchange(ref runtime.Fault, fault);
         if (fault is null && before is not null) Answers(log, runtime.Address);
-        else if (fault is not null && fault != before && info is not null) Lost(log, runtime.Address, fault);
+        else if (fault is not null && fault != before) Lost(log, runtime.Address, fault);
     }
 
     public async ValueTask DisposeAsync()

@@ -197,7 +197,7 @@ public sealed class WebHostTests
         await using var locked = await TestHost.StartRealAsync("Role=Runtime", $"ServiceKey={new string('z', 40)}", "AdaptersFrom=http://127.0.0.1:9", "Device=cpu", "Threads=1");
         await using var right = await Pair.RuntimeAsync("http://127.0.0.1:9");
         var log = new ListLogger<RemoteRuntimes>();
-        await using var runtimes = RemoteRuntimes.Connect(new TenantLoraOptions { ServiceKey = Pair.ServiceKey, Runtimes = [right.Url.ToString(), locked.Url.ToString(), other.Url.ToString()] }, log);
+        await using var runtimes = await RemoteRuntimes.ConnectAsync(new TenantLoraOptions { ServiceKey = Pair.ServiceKey, Runtimes = [right.Url.ToString(), locked.Url.ToString(), other.Url.ToString()] }, log);
         await TestHost.UntilAsync(() => log.Lines.Count(l => l.Contains("is not used", StringComparison.Ordinal)) == 2, "both are named");
         Assert.Contains(log.Lines, l => l.Contains(other.Url.ToString(), StringComparison.Ordinal) && l.Contains("it serves other (", StringComparison.Ordinal));
         Assert.Contains(log.Lines, l => l.Contains(locked.Url.ToString(), StringComparison.Ordinal) && l.Contains("ServiceKey", StringComparison.Ordinal));
@@ -207,11 +207,11 @@ public sealed class WebHostTests
     }
 
     [Fact]
-    public void Without_any_runtime_it_says_which_it_has_asked_and_does_not_start()
+    public async Task Without_any_runtime_it_says_which_it_has_asked_and_does_not_start()
     {
         var log = new ListLogger<RemoteRuntimes>();
         string[] addresses = [$"http://127.0.0.1:{Pair.FreePort()}/", $"http://127.0.0.1:{Pair.FreePort()}/"];
-        var error = Assert.Throws<OptionsValidationException>(() => RemoteRuntimes.Connect(new TenantLoraOptions { ServiceKey = Pair.ServiceKey, Runtimes = addresses }, log, TimeSpan.FromSeconds(2)));
+        var error = await Assert.ThrowsAsync<OptionsValidationException>(() => RemoteRuntimes.ConnectAsync(new TenantLoraOptions { ServiceKey = Pair.ServiceKey, Runtimes = addresses }, log, TimeSpan.FromSeconds(2)));
         Assert.Equal(2, error.Failures.Count());
         Assert.All(error.Failures.Zip(addresses), f => Assert.Contains(f.Second, f.First, StringComparison.Ordinal));
         Assert.Single(log.Lines, l => l.StartsWith("Waiting for a runtime", StringComparison.Ordinal));
