@@ -60,13 +60,7 @@ internal static class Program
     private static void Configure(WebApplicationBuilder builder)
     {
         var configuration = builder.Configuration;
-        // Secrets as files, a file an option: TenantLora__ServiceKey, and no other file of that folder is opened.
-        if (Path.GetFullPath(configuration["secrets"] ?? "/run/secrets") is var secrets && Directory.Exists(secrets))
-            configuration.AddKeyPerFile(source =>
-            {
-                source.FileProvider = new Microsoft.Extensions.FileProviders.PhysicalFileProvider(secrets);
-                source.IgnoreCondition = name => !name.StartsWith(TenantLoraOptions.Section + "__", StringComparison.OrdinalIgnoreCase);
-            });
+        configuration.AddSecrets(configuration["secrets"] ?? Secrets.Folder);
         var urls = configuration["urls"];
         if (urls is null && configuration["http_ports"] is null && configuration["https_ports"] is null && !configuration.GetSection("Kestrel:Endpoints").Exists())
             builder.WebHost.UseUrls(urls = DefaultUrl);

@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Diagnostics.Metrics;
 using System.Globalization;
 using System.Runtime.CompilerServices;
 using System.Security.Cryptography;
@@ -25,12 +26,15 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     private readonly ILogger log;
     private readonly HeldAdapters held;         // nothing is brought: it tells when the last request that needs an adapter's files has ended
     private readonly CancellationTokenSource stopping = new();
+    private readonly Meter meter = new("TenantLora.Runtime");
     private readonly Task asking;
 
     private RemoteRuntimes(RemoteRuntime[] runtimes, ServiceInfo info, HttpClient http, ILogger log)
     {
         (this.runtimes, this.info, this.http, this.log) = (runtimes, info, http, log);
         held = new HeldAdapters(_ => Task.FromResult(0L), _ => { }, long.MaxValue, log);
+        meter.CreateObservableGauge("tenantlora.runtimes", () => runtimes.GroupBy(r => r.Fault is null).Select(g => new Measurement<int>(g.Count(), new KeyValuePair<string, object?>("used", g.Key ? "yes" : "no"))),
+            null, "Runtimes of other processes that this host may ask, and whether it does.");
         asking = Task.WhenAll(runtimes.Select(AskAsync));
     }
 
@@ -231,6 +235,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         if (stopping.IsCancellationRequested) return;
         await stopping.CancelAsync();
         await asking;
+        meter.Dispose();
         foreach (var runtime in runtimes) await runtime.DisposeAsync();
         http.Dispose();
     }

@@ -48,6 +48,16 @@ public sealed class RoleOptionsTests
         Wrong($"--TenantLora:ServiceKey={Pair.ServiceKey}", "--TenantLora:Runtimes:0=http://a", "--TenantLora:AdaptersFrom=http://web"));
 
     [Theory]
+    [InlineData("Wbe")]
+    [InlineData("7")]
+    public void A_role_that_there_is_not_is_named(string role)
+    {
+        var says = StartFailure.Explain(Assert.ThrowsAny<Exception>(() => Program.Build([$"--TenantLora:Role={role}"])));
+        Assert.Contains("TenantLora:Role", says, StringComparison.Ordinal);
+        Assert.Contains(role, says, StringComparison.Ordinal);
+    }
+
+    [Theory]
     [InlineData("http://user:secret@runtime", "found http://user:secret@runtime")]
     [InlineData("runtime:8080", "found runtime:8080")]
     [InlineData("http://runtime?x=1", "found http://runtime?x=1")]

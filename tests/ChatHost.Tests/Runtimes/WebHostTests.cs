@@ -176,6 +176,7 @@ public sealed class WebHostTests
         Assert.Equal((HttpStatusCode.ServiceUnavailable, ErrorCodes.Unreachable), (refused.StatusCode, (await TestHost.ReadAsync(refused)).GetProperty("error").GetProperty("code").GetString()));
         Assert.NotNull(refused.Headers.RetryAfter);
         await TestHost.UntilAsync(() => open.GetAsync("/health/ready").Result.StatusCode == HttpStatusCode.ServiceUnavailable, "it is not ready");
+        Assert.Contains("tenantlora_runtimes{used=\"no\"} 2", await open.GetStringAsync("/metrics"), StringComparison.Ordinal);
         Assert.Equal(HttpStatusCode.OK, (await open.GetAsync("/health/live")).StatusCode);
     }
 
