@@ -94,8 +94,14 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
                 throw;
             }
         });
-        do yield return events.Current;
-        while (await NextAsync(events));
+        while (events.Current is not GenerationDone)
+        {
+            yield return events.Current;
+            if (!await NextAsync(events)) throw new InvalidOperationException("The generation ended without a last event.");
+        }
+        var done = events.Current;
+        await NextAsync(events);            // to the end of the stream, which is there already: so the connection serves again
+        yield return done;
     }
 
     private async Task<bool> NextAsync(IAsyncEnumerator<GenerationEvent> events)
@@ -208,9 +214,9 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
             runtime.Late = 0;
             return (found, null);
         }
-        catch (TenantLoraException e)
+        catch (Exception e) when (e is not OperationCanceledException)
         {
-            return (null, e.Code == ErrorCodes.InvalidKey ? "it does not know this host's ServiceKey" : e.Message);
+            return (null, e is TenantLoraException { Code: ErrorCodes.InvalidKey } ? "it does not know this host's ServiceKey" : e.Message);
         }
         catch (OperationCanceledException) when (!stopping.IsCancellationRequested)
         {

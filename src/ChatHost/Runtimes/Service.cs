@@ -55,7 +55,7 @@ internal static class Service
 /// <summary>What a Web host must know of a runtime.</summary>
 internal sealed record ServiceInfo(EngineInfo Engine, long MaxAdapterFileBytes);
 
-[JsonSourceGenerationOptions(JsonSerializerDefaults.Web)]
+[JsonSourceGenerationOptions(JsonSerializerDefaults.Web, RespectNullableAnnotations = true, RespectRequiredConstructorParameters = true)]
 [JsonSerializable(typeof(ServiceInfo))]
 [JsonSerializable(typeof(AdapterReport))]
 [JsonSerializable(typeof(Residents))]
