@@ -94,6 +94,8 @@ internal static class Program
         services.AddSingleton<RedisCache>();
         services.AddSingleton<TenantAdapters>();
         services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
+        services.AddSingleton<AdapterPins>();
+        services.AddHostedService(provider => provider.GetRequiredService<AdapterPins>());
         services.AddSingleton<Usage>();
         services.AddHostedService(provider => provider.GetRequiredService<Usage>());
         services.AddSingleton<Admission>();

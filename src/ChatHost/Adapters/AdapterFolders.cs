@@ -153,6 +153,9 @@ internal sealed class StagedFolder(string path) : IDisposable
 {
     public string Path { get; } = path;
 
+    /// <summary>Of the files in it.</summary>
+    public long Bytes => new DirectoryInfo(Path).EnumerateFiles().Sum(f => f.Length);
+
     public void Dispose()
     {
         if (Directory.Exists(Path)) Directory.Delete(Path, recursive: true);

@@ -1,7 +1,10 @@
 using System.Collections.Concurrent;
 using System.Collections.Immutable;
+using System.Data.Common;
+using System.Diagnostics;
 using System.Text.Json;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Operations;
 using TenantLora.ChatHost.Security;
 using TenantLora.ChatHost.Store;
 using TenantLora.Connector;
@@ -14,7 +17,7 @@ namespace TenantLora.ChatHost.Adapters;
 /// engine and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
 /// </summary>
 internal sealed partial class TenantAdapters(
-    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, AdapterPins pins, HostMetrics metrics, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
 {
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
@@ -23,7 +26,8 @@ internal sealed partial class TenantAdapters(
     private readonly Lock following = new(), bytes = new();
     private readonly ConcurrentDictionary<string, HeldAdapter> held = new(StringComparer.Ordinal);          // by the engine, in host memory
     private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
-    private readonly long budget = options.Value.AdapterHostMegabytes > 0 ? (long)options.Value.AdapterHostMegabytes << 20 : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4;
+    private readonly Dictionary<string, long> stored = new(StringComparer.Ordinal);          // bytes on the disk by digest
+    private readonly long budget = AdapterPins.HostMemory(options.Value);
     private long generation = -1;
 
     // ---- The host's start and its life
@@ -104,7 +108,12 @@ internal sealed partial class TenantAdapters(
                 var (id, own) = ((adapter.Tenant, adapter.Name), versions[(adapter.Tenant, adapter.Name)].ToArray());
                 if (digests.TryGetValue(id, out var before)) gone.UnionWith(before);
                 digests[id] = [.. own.Select(v => v.Digest)];
-                foreach (var v in own) serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                foreach (var v in own)
+                {
+                    serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                    if (stored.TryAdd(v.Digest, v.StoredBytes)) metrics.AdapterMoved("disk", v.StoredBytes);
+                }
+                pins.Set(adapter, own.FirstOrDefault(v => v.Number == adapter.Active));
                 if (own.Length == 0)
                 {
                     serving.Catalog.Remove(adapter.Tenant, adapter.Name);
@@ -115,7 +124,11 @@ internal sealed partial class TenantAdapters(
             tenants.Follow(keys);
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
-            foreach (var digest in gone) Discard(digest);
+            foreach (var digest in gone)
+            {
+                if (stored.Remove(digest, out var size)) metrics.AdapterMoved("disk", -size);
+                Discard(digest);
+            }
         }
     }
 
@@ -163,8 +176,14 @@ internal sealed partial class TenantAdapters(
         {
             var adapter = held.GetOrAdd(digest, d => new HeldAdapter(() =>
             {
+                var begun = Stopwatch.GetTimestamp();
                 var found = engine.AddAdapter(folders.PathOf(d));
-                if (found.Digest == d) return found.Bytes;
+                if (found.Digest == d)
+                {
+                    metrics.AdapterLoaded(Stopwatch.GetElapsedTime(begun));
+                    metrics.AdapterMoved("host", found.Bytes);
+                    return found.Bytes;
+                }
                 engine.RemoveAdapter(found.Digest);
                 throw new InvalidDataException($"The files of {d} have changed: they are {found.Digest} now.");
             }));
@@ -186,15 +205,18 @@ internal sealed partial class TenantAdapters(
         }
     }
 
-    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One in use stays.</summary>
+    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One that is in use or pinned stays.</summary>
     private void MakeRoom(Engine engine)
     {
         var all = held.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed).ToArray();
         var excess = all.Sum(h => h.Value.Bytes) - budget;
-        foreach (var (digest, adapter) in all)
+        var kept = pins.Kept;
+        foreach (var (digest, adapter) in all.Where(a => !kept.Contains(a.Key)))
         {
             if (excess <= 0) return;
-            if (adapter.Close(() => Release(digest, adapter))) excess -= adapter.Bytes;
+            if (!adapter.Close(() => Release(digest, adapter))) continue;
+            excess -= adapter.Bytes;
+            metrics.AdapterEvicted();
         }
     }
 
@@ -202,11 +224,13 @@ internal sealed partial class TenantAdapters(
     {
         serving.Engine!.RemoveAdapter(digest);
         held.TryRemove(KeyValuePair.Create(digest, adapter));
+        if (adapter.IsHere) metrics.AdapterMoved("host", -adapter.Bytes);
     }
 
     // ---- What admins do
 
     /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
+    /// <exception cref="QuotaExceededException">They would be more than the tenant may keep.</exception>
     public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
     {
         var (engine, before) = (serving.Engine!, Generation());
@@ -220,8 +244,20 @@ internal sealed partial class TenantAdapters(
         {
             AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
             var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
-            Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
+            try
+            {
+                Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
+            }
+            catch (TenantLoraException) when (!store.IsKnown(adapter.Digest))
+            {
+                // It was a version, and somebody has deleted it since.
+            }
             return (report, version, created);
+        }
+        catch (QuotaExceededException)
+        {
+            store.NoteRefusal(tenant, who, name, "quota_exceeded");
+            throw;
         }
         finally
         {
@@ -243,11 +279,33 @@ internal sealed partial class TenantAdapters(
     {
         lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
         {
+            var size = staged.Bytes;
             folders.Keep(staged, adapter.Digest);
-            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
-                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
-            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
-            return added;
+            try
+            {
+                var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+                    JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
+                if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+                return added;
+            }
+            catch
+            {
+                Undo(adapter.Digest);
+                throw;
+            }
+        }
+    }
+
+    /// <summary>No version came of it.</summary>
+    private void Undo(string digest)
+    {
+        try
+        {
+            Discard(digest);
+        }
+        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException)
+        {
+            // The next start sweeps what no version names.
         }
     }
 

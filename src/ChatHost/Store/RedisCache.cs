@@ -48,7 +48,7 @@ internal sealed partial class RedisCache : IDisposable
         if (options.Value.Redis is not { } redis) return;
         secret = database.Secret();
         // Namespaced by version of the format and by store: two that share a Redis do not meet.
-        space = $"tenantlora:1:{Convert.ToHexStringLower(SHA256.HashData(secret).AsSpan(0, 8))}";
+        space = $"tenantlora:2:{Convert.ToHexStringLower(SHA256.HashData(secret).AsSpan(0, 8))}";
         var configuration = ConfigurationOptions.Parse(redis);
         configuration.AbortOnConnectFail = false;                       // it may come later
         configuration.BacklogPolicy = BacklogPolicy.FailFast;

@@ -74,7 +74,7 @@ public abstract class AdapterStoreTests : IDisposable
     }
 
     private static StoredVersion Version(string tenant, string name, int content) =>
-        new(tenant, name, 0, $"sha256:{content:d64}", "prolora", 16, 1000, 4000, content % 2 == 0 ? "base" : null, "[]", 0, "somebody");
+        new(tenant, name, 0, $"sha256:{content:d64}", "prolora", 16, 1000, 4000, content % 2 == 0 ? "base" : null, "[]", 0, "somebody", 1100);
 
     private static long Add(AdapterStore store, string tenant, string name, int content) => store.AddVersion(Version(tenant, name, content), activates: false).Version.Number;
 

@@ -162,7 +162,7 @@ public sealed class RedisCacheTests : IAsyncLifetime
         using var redis = await RedisServer.StartAsync();
         await StartAsync(redis.Address);
         await HeardAtOnceAsync();
-        var key = (await redis.TellAsync("KEYS", "tenantlora:1:*:6:harbor:harbor")).Split("\r\n")[2];
+        var key = (await redis.TellAsync("KEYS", "tenantlora:2:*:6:harbor:harbor")).Split("\r\n")[2];
         var channel = string.Join(':', key.Split(':')[..3]);
         var record = (await redis.TellAsync("GET", key)).Split("\r\n", 2)[1][..^2];
         var ledger = here!.Service<Serving>().Resolve("ledger", "ledger").Digest!;
