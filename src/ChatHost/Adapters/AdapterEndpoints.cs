@@ -142,7 +142,7 @@ internal static partial class AdapterEndpoints
         {
             return Refused(413, "quota_exceeded", $"The tenant's adapters take {e.Kept} bytes, and this would take {e.More} more: beyond the {e.Quota} that it may keep. Delete versions that nobody needs.");
         }
-        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException && e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested)
+        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException or ArgumentOutOfRangeException { ParamName: "value" } && e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested)
         {
             Unwritable(context.RequestServices.GetRequiredService<ILoggerFactory>().CreateLogger(typeof(AdapterEndpoints)), e);
             return IsFull(e) ? Refused(507, "no_space", "The server has no room left for adapters.") : Refused(503, "store_unwritable", "The server cannot write adapters at present.");
@@ -154,6 +154,7 @@ internal static partial class AdapterEndpoints
     {
         SqliteException store => store.SqliteErrorCode is 13 || store.SqliteExtendedErrorCode is 778,         // SQLITE_FULL; SQLITE_IOERR_WRITE, of a write that the system refused
         DbException store => store.SqlState is "53100",
+        ArgumentOutOfRangeException => true,            // .NET's word for EFBIG
         _ => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112,
     };
 

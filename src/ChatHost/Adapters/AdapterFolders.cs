@@ -76,7 +76,7 @@ internal sealed class AdapterFolders : IDisposable
         }
         catch (IOException) when (Directory.Exists(to))
         {
-            return;         // the same bytes: another upload was first
+            // The same bytes: another upload was first. What follows is done all the same, or the time would tell.
         }
         FolderToDisk(parent);
         FolderToDisk(root);

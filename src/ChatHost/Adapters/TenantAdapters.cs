@@ -246,7 +246,9 @@ internal sealed partial class TenantAdapters(
             var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
             try
             {
+                var isHeld = held.TryGetValue(adapter.Digest, out var known) && known.IsHere;
                 Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
+                if (isHeld) engine.ValidateAdapter(folders.PathOf(adapter.Digest));         // the work that Use was spared: or the time would tell that another tenant has these bytes
             }
             catch (TenantLoraException) when (!store.IsKnown(adapter.Digest))
             {
