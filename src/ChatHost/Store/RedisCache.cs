@@ -34,6 +34,8 @@ internal sealed partial class RedisCache : IDisposable
     private const int MostRecordBytes = 256 << 10, MostMessageBytes = 1024, CodeBytes = 32;
     private static readonly TimeSpan Kept = TimeSpan.FromHours(1), Rest = TimeSpan.FromSeconds(1), Budget = TimeSpan.FromMilliseconds(50);
 
+    private const CommandFlags Here = CommandFlags.NoRedirect;          // whatever it says of another address
+
     private readonly ConnectionMultiplexer? connection;
     private readonly byte[] secret = [];
     private readonly string space = "";
@@ -61,6 +63,7 @@ internal sealed partial class RedisCache : IDisposable
         configuration.ConnectRetry = 1;
         configuration.HeartbeatInterval = Rest;
         configuration.ReconnectRetryPolicy = new LinearRetry((int)Rest.TotalMilliseconds);
+        configuration.DefaultVersion = new Version(6, 2, 20);           // of one that does not say
         configuration.CommandMap = CommandMap.Create(Commands, available: true);
         configuration.ConfigCheckSeconds = 0;                           // else it publishes and asks for what our rights need not have
         configuration.TieBreaker = "";
@@ -165,9 +168,9 @@ internal sealed partial class RedisCache : IDisposable
             if (record is not null)
             {
                 var payload = JsonSerializer.SerializeToUtf8Bytes(record with { Versions = [.. record.Versions.Select(v => v with { Findings = "" })] }, RedisJson.Default.AdapterRecord);
-                if (payload.Length <= MostRecordBytes) redis.StringSet(KeyOf(change.Tenant, change.Name!), (byte[])[.. CodeOf(change.Tenant, change.Name!, payload), .. payload], Kept);
+                if (payload.Length <= MostRecordBytes) redis.StringSet(KeyOf(change.Tenant, change.Name!), (byte[])[.. CodeOf(change.Tenant, change.Name!, payload), .. payload], Kept, false, When.Always, Here);
             }
-            redis.Publish(RedisChannel.Literal(space), JsonSerializer.SerializeToUtf8Bytes(change, RedisJson.Default.Announcement));
+            redis.Publish(RedisChannel.Literal(space), JsonSerializer.SerializeToUtf8Bytes(change, RedisJson.Default.Announcement), Here);
             return true;
         }));
     }
@@ -194,7 +197,7 @@ internal sealed partial class RedisCache : IDisposable
             byte[]? value;
             try
             {
-                value = redis.StringGet(key);
+                value = redis.StringGet(key, Here);
             }
             catch (RedisServerException)        // of another type
             {
@@ -207,7 +210,7 @@ internal sealed partial class RedisCache : IDisposable
                 return record;
             }
             metrics.RedisAsked("find", "rejected");
-            redis.KeyDelete(key);
+            redis.KeyDelete(key, Here);
             return null;
         });
     }

@@ -92,7 +92,7 @@ internal static class ModuleTargets
 /// </summary>
 internal sealed class ExpressionBudget
 {
-    public const int MostExpressions = 32, MostWeight = 8192;
+    public const int MostExpressions = 32, MostWeight = 2048;
     private int expressions;
     private long weight;
 

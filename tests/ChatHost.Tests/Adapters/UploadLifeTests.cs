@@ -64,6 +64,19 @@ public sealed class UploadLifeTests
         Consistent(host);
     }
 
+    /// <summary>Though the server closes after it, and reads nothing of what is sent.</summary>
+    [Fact]
+    public async Task A_refusal_before_the_body_is_read_reaches_who_sends_it()
+    {
+        await using var host = await TestHost.StartRealAsync();
+        for (var i = 0; i < 20; i++)
+        {
+            using var admin = host.Client();
+            using var refused = await admin.PostAsync("/api/tenants/harbor/adapters/.hidden/versions", Form(("adapter_model.safetensors", new byte[2_000_000])));
+            Assert.Equal(HttpStatusCode.BadRequest, refused.StatusCode);
+        }
+    }
+
     [Fact]
     public async Task An_upload_beyond_the_tenants_quota_is_refused_and_changes_nothing()
     {

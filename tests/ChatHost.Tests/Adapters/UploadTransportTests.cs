@@ -180,7 +180,8 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
     {
         var host = shared.Host;
         using var admin = host.Client();
-        using var response = await admin.PostAsync($"/api/tenants/harbor/adapters/{name}/versions", Form("ledger"));
+        // Kestrel itself takes no zero and closes at once: a body that has gone by then leaves no broken pipe.
+        using var response = await admin.PostAsync($"/api/tenants/harbor/adapters/{name}/versions", name.Contains("%00", StringComparison.Ordinal) ? Form(("f", [1])) : Form("ledger"));
         Assert.Equal(status, (int)response.StatusCode);
         using var tooLong = await admin.PostAsync($"/api/tenants/harbor/adapters/{new string('a', 65)}/versions", Form("ledger"));
         Assert.Equal(HttpStatusCode.BadRequest, tooLong.StatusCode);

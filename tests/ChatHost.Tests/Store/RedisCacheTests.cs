@@ -196,16 +196,9 @@ public sealed class RedisCacheTests : IAsyncLifetime
         const int Names = 300, Questions = 10_000, Cuts = 6;
         using var redis = await RedisServer.StartAsync();
         using var proxy = new TcpProxy(redis.Port);
-        var options = Microsoft.Extensions.Options.Options.Create(new TenantLoraOptions { Data = data, Redis = proxy.Address });
-        using var database = ChatHost.Store.Database.Open(data, null);
-        using var admission = new ChatHost.Operations.Admission(options);
-        using var metrics = new ChatHost.Operations.HostMetrics(admission);
-        using var text = new ChatHost.Operations.PrometheusText(metrics);
-        using var cache = new ChatHost.Store.RedisCache(options, database, metrics, new Restless(), Microsoft.Extensions.Logging.Abstractions.NullLogger<ChatHost.Store.RedisCache>.Instance);
-        long Outcome(string outcome) => text.Read().Split('\n').Where(l => l.StartsWith($"tenantlora_host_redis_total{{operation=\"find\",outcome=\"{outcome}\"}} ", StringComparison.Ordinal)).Sum(l => long.Parse(l[(l.LastIndexOf(' ') + 1)..], System.Globalization.CultureInfo.InvariantCulture));
-        ChatHost.Store.Announcement Of(int i) => new(i + 1, "harbor", $"a{i}");
-        for (var i = 0; i < Names; i++) cache.Announce(Of(i), new ChatHost.Store.AdapterRecord(new ChatHost.Store.StoredAdapter("harbor", $"a{i}", i + 1, 0, 2, 1, null, null, null, null, 0), []));
-        await TestHost.UntilAsync(() => cache.Find(Of(Names - 1)) is not null, "all are told");
+        using var lone = new Lone(data, proxy.Address);
+        var cache = lone.Cache;
+        await lone.TellAsync(Names);
 
         var (asked, cuts, wrong) = (0, 0, 0);
         var chance = new Random(11);
@@ -230,13 +223,114 @@ public sealed class RedisCacheTests : IAsyncLifetime
             }
         }, TaskCreationOptions.LongRunning)));
         (proxy.Hold, proxy.Cut) = (() => TimeSpan.Zero, () => false);
-        TestContext.Current.TestOutputHelper?.WriteLine($"{Outcome("hit")} answered, {Outcome("failed")} given up or cut, {cuts} connections cut, {Outcome("skipped")} not asked");
-        Assert.Equal((0, 0L), (wrong, Outcome("rejected")));
-        Assert.InRange(Outcome("hit"), Questions, Questions + Names);
-        Assert.InRange(Outcome("failed"), 50, Questions / 2);
+        TestContext.Current.TestOutputHelper?.WriteLine($"{lone.Outcome("hit")} answered, {lone.Outcome("failed")} given up or cut, {cuts} connections cut, {lone.Outcome("skipped")} not asked");
+        Assert.Equal((0, 0L), (wrong, lone.Outcome("rejected")));
+        Assert.InRange(lone.Outcome("hit"), Questions, Questions + Names);
+        Assert.InRange(lone.Outcome("failed"), 50, Questions / 2);
         Assert.True(cuts >= Cuts, $"{cuts} cuts");
         await TestHost.UntilAsync(() => cache.Find(Of(0)) is not null, "it answers again");
         for (var i = 0; i < Names; i++) Assert.Equal($"a{i}", cache.Find(Of(i))!.Adapter.Name);
+    }
+
+    /// <summary>Answers cut into single bytes, and glued together, are the same answers.</summary>
+    [Fact]
+    public async Task However_its_answers_are_cut_they_are_read()
+    {
+        using var redis = await RedisServer.StartAsync();
+        using var proxy = new TcpProxy(redis.Port) { Piece = 1 };
+        using var lone = new Lone(data, proxy.Address);
+        await lone.TellAsync(50);
+        await Task.WhenAll(Enumerable.Range(0, 4).Select(_ => Task.Factory.StartNew(() =>
+        {
+            for (var i = 0; i < 50; i++) Assert.Equal($"a{i}", (lone.Cache.Find(Of(i)) ?? lone.Cache.Find(Of(i)))?.Adapter.Name ?? $"a{i}");        // or not in time
+        }, TaskCreationOptions.LongRunning)));
+        Assert.Equal(0, lone.Outcome("rejected"));
+        Assert.True(lone.Outcome("hit") > 100, $"{lone.Outcome("hit")} hits");
+    }
+
+    /// <summary>Answers that are no answer: nothing is taken from them, no address in them is called, and what comes next is right.</summary>
+    [Theory]
+    [InlineData("-LOADING Redis is loading the dataset in memory\r\n")]
+    [InlineData("-OOM command not allowed when used memory > 'maxmemory'.\r\n")]
+    [InlineData("-READONLY You can't write against a read only replica.\r\n")]
+    [InlineData("-NOAUTH Authentication required.\r\n")]
+    [InlineData("-NOPERM this user has no permissions\r\n")]
+    [InlineData("-BUSY Redis is busy running a script.\r\n")]
+    [InlineData("-MOVED 1 127.0.0.1:PORT\r\n")]
+    [InlineData("-ASK 1 127.0.0.1:PORT\r\n")]
+    [InlineData("$-1\r\n")]
+    [InlineData("*-1\r\n")]
+    [InlineData(":1\r\n")]
+    [InlineData("$2147483647\r\nx")]
+    [InlineData("$-7\r\n")]
+    [InlineData("!garbage\r\n")]
+    [InlineData("NESTED")]
+    public async Task An_answer_that_is_none_is_believed_nothing(string answer)
+    {
+        using var redis = await RedisServer.StartAsync();
+        using var proxy = new TcpProxy(redis.Port);
+        using var elsewhere = new System.Net.Sockets.TcpListener(IPAddress.Loopback, 0);
+        elsewhere.Start();
+        using var lone = new Lone(data, proxy.Address);
+        await lone.TellAsync(3);
+        var said = System.Text.Encoding.ASCII.GetBytes(answer == "NESTED" ? string.Concat(Enumerable.Repeat("*1\r\n", 100_000)) : answer.Replace("PORT", $"{((IPEndPoint)elsewhere.LocalEndpoint).Port}", StringComparison.Ordinal));
+        // A bulk string is what GET answers; of the client's own questions INFO alone is answered so, at connecting.
+        proxy.Say = real => real.Span[0] == '$' && real.Span.IndexOf("\"Adapter\""u8) >= 0 ? said : real;
+        for (var i = 0; i < 3; i++) Assert.Null(lone.Cache.Find(Of(i)));
+        Assert.Equal(0, lone.Outcome("hit") - 1);           // TellAsync's own
+        Assert.False(elsewhere.Pending(), "It went where it was told to.");
+        proxy.Say = real => real;
+        await TestHost.UntilAsync(() =>
+        {
+            lone.Tell(3);
+            return Enumerable.Range(0, 3).All(i => lone.Cache.Find(Of(i))?.Adapter.Name == $"a{i}");
+        }, "it is right again");
+        Assert.False(elsewhere.Pending(), "It went where it was told to.");
+    }
+
+    private static ChatHost.Store.Announcement Of(int i) => new(i + 1, "harbor", $"a{i}");
+
+    /// <summary>The cache without a host around it.</summary>
+    private sealed class Lone : IDisposable
+    {
+        private readonly ChatHost.Store.Database database;
+        private readonly ChatHost.Operations.Admission admission;
+        private readonly ChatHost.Operations.HostMetrics metrics;
+        private readonly ChatHost.Operations.PrometheusText text;
+
+        public Lone(string data, string redis)
+        {
+            var options = Microsoft.Extensions.Options.Options.Create(new TenantLoraOptions { Data = data, Redis = redis });
+            database = ChatHost.Store.Database.Open(data, null);
+            admission = new ChatHost.Operations.Admission(options);
+            metrics = new ChatHost.Operations.HostMetrics(admission);
+            text = new ChatHost.Operations.PrometheusText(metrics);
+            Cache = new ChatHost.Store.RedisCache(options, database, metrics, new Restless(), Microsoft.Extensions.Logging.Abstractions.NullLogger<ChatHost.Store.RedisCache>.Instance);
+        }
+
+        public ChatHost.Store.RedisCache Cache { get; }
+
+        public long Outcome(string outcome) => text.Read().Split('\n').Where(l => l.StartsWith($"tenantlora_host_redis_total{{operation=\"find\",outcome=\"{outcome}\"}} ", StringComparison.Ordinal)).Sum(l => long.Parse(l[(l.LastIndexOf(' ') + 1)..], System.Globalization.CultureInfo.InvariantCulture));
+
+        public void Tell(int names)
+        {
+            for (var i = 0; i < names; i++) Cache.Announce(Of(i), new ChatHost.Store.AdapterRecord(new ChatHost.Store.StoredAdapter("harbor", $"a{i}", i + 1, 0, 2, 1, null, null, null, null, 0), []));
+        }
+
+        public async Task TellAsync(int names)
+        {
+            Tell(names);
+            await TestHost.UntilAsync(() => Cache.Find(Of(names - 1)) is not null, "all are told");
+        }
+
+        public void Dispose()
+        {
+            Cache.Dispose();
+            text.Dispose();
+            metrics.Dispose();
+            admission.Dispose();
+            database.Dispose();
+        }
     }
 
     /// <summary>Two seconds pass between any two looks at it, so that no pause after a failure lasts.</summary>

@@ -21,6 +21,12 @@ internal sealed class TcpProxy : IDisposable
     /// <summary>How long what the server says is held back.</summary>
     public Func<TimeSpan> Hold { get; set; } = () => TimeSpan.Zero;
 
+    /// <summary>What becomes of what the server says.</summary>
+    public Func<ReadOnlyMemory<byte>, ReadOnlyMemory<byte>> Say { get; set; } = said => said;
+
+    /// <summary>Bytes that are written at once; what the server says comes in pieces of this size.</summary>
+    public int Piece { get; set; } = int.MaxValue;
+
     /// <summary>Whether the connection ends here: what was asked has gone to the server, and its answer is lost.</summary>
     public Func<bool> Cut { get; set; } = () => false;
 
@@ -46,7 +52,7 @@ internal sealed class TcpProxy : IDisposable
             {
                 client.NoDelay = true;
                 await there.ConnectAsync(IPAddress.Loopback, server);
-                await await Task.WhenAny(CopyAsync(client, there, () => TimeSpan.Zero, () => Cut()), CopyAsync(there, client, () => Hold(), () => false));
+                await await Task.WhenAny(AskAsync(client, there), AnswerAsync(there, client));
             }
             catch (Exception e) when (e is IOException or SocketException or ObjectDisposedException)
             {
@@ -54,14 +60,23 @@ internal sealed class TcpProxy : IDisposable
             }
     }
 
-    private static async Task CopyAsync(TcpClient from, TcpClient to, Func<TimeSpan> hold, Func<bool> cut)
+    private async Task AskAsync(TcpClient client, TcpClient there)
     {
         var room = new byte[1 << 16];
-        while (await from.GetStream().ReadAsync(room) is > 0 and var read)
+        while (await client.GetStream().ReadAsync(room) is > 0 and var read)
         {
-            if (hold() is { Ticks: > 0 } wait) await Task.Delay(wait);
-            await to.GetStream().WriteAsync(room.AsMemory(0, read));
-            if (cut()) return;
+            await there.GetStream().WriteAsync(room.AsMemory(0, read));
+            if (Cut()) return;
+        }
+    }
+
+    private async Task AnswerAsync(TcpClient there, TcpClient client)
+    {
+        var room = new byte[1 << 16];
+        while (await there.GetStream().ReadAsync(room) is > 0 and var read)
+        {
+            if (Hold() is { Ticks: > 0 } wait) await Task.Delay(wait);
+            for (var said = Say(room.AsMemory(0, read)); said.Length > 0; said = said[Math.Min(said.Length, Piece)..]) await client.GetStream().WriteAsync(said[..Math.Min(said.Length, Piece)]);
         }
     }
 }
