@@ -114,14 +114,15 @@ internal static class Program
             case HostRole.Runtime:
                 services.AddSingleton(provider => new FetchedAdapters(provider.GetRequiredService<AdapterFolders>(), new Uri(OptionsOf(provider).AdaptersFrom!.TrimEnd('/') + "/"),
                     OptionsOf(provider).ServiceKey!, (long)OptionsOf(provider).AdapterDiskMegabytes << 20, provider.GetRequiredService<ILogger<FetchedAdapters>>()));
-                services.AddSingleton(provider => EngineRuntime.Start(OptionsOf(provider), provider.GetRequiredService<FetchedAdapters>().BringAsync, provider.GetRequiredService<ILoggerFactory>()));
+                services.AddSingleton(provider => EngineRuntime.Start(OptionsOf(provider), provider.GetRequiredService<FetchedAdapters>().BringAsync, provider.GetRequiredService<HostMetrics>(), provider.GetRequiredService<ILoggerFactory>()));
                 services.AddSingleton(provider => new Serving(provider.GetRequiredService<EngineRuntime>(), catalog: null));
                 break;
             default:
                 services.AddSingleton(provider =>
                 {
                     var folders = provider.GetRequiredService<AdapterFolders>();
-                    return WithNames(EngineRuntime.Start(OptionsOf(provider), (engine, digest) => Task.FromResult(engine.AddAdapter(folders.PathOf(digest), digest).Bytes), provider.GetRequiredService<ILoggerFactory>()));
+                    return WithNames(EngineRuntime.Start(OptionsOf(provider), (engine, digest) => Task.FromResult(engine.AddAdapter(folders.PathOf(digest), digest).Bytes),
+                        provider.GetRequiredService<HostMetrics>(), provider.GetRequiredService<ILoggerFactory>()));
                 });
                 break;
         }
@@ -138,6 +139,8 @@ internal static class Program
         services.AddSingleton<TenantDirectory>();
         services.AddSingleton<TenantAdapters>();
         services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
+        services.AddSingleton<AdapterPins>();
+        services.AddHostedService(provider => provider.GetRequiredService<AdapterPins>());
         services.AddSingleton<Usage>();
         services.AddHostedService(provider => provider.GetRequiredService<Usage>());
         services.AddSingleton<Generations>();

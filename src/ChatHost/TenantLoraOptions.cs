@@ -56,6 +56,12 @@ internal sealed class TenantLoraOptions
     /// <summary>Host memory for adapters, in MiB; 0: a quarter of the machine's. Those beyond it are read from the disk again when asked for.</summary>
     public int AdapterHostMegabytes { get; set; }
 
+    /// <summary>What adapters of one tenant may take on the disk, in MiB; 0: no limit. <see cref="TenantOptions.AdapterQuotaMegabytes"/> overrides it.</summary>
+    public int AdapterQuotaMegabytes { get; set; } = 10_240;
+
+    /// <summary>How much of the memory for adapters, the host's and the device's, pinned ones may take in all; each tenant has an equal share of it. 0: nobody pins.</summary>
+    public int AdapterPinPercent { get; set; } = 50;
+
     public int ContextLength { get; set; }
     public int StepTokens { get; set; }
     public int MaxSequences { get; set; } = 256;
@@ -92,6 +98,10 @@ internal sealed class TenantLoraOptions
 
     /// <summary>A silent stream carries a comment this often, so that no proxy on the way takes it for dead.</summary>
     public double KeepAliveSeconds { get; set; } = 15;
+
+    /// <summary>Bytes that a tenant's adapters may take on the disk; null: no limit.</summary>
+    public long? AdapterQuota(string tenant) =>
+        (Tenants.GetValueOrDefault(tenant)?.AdapterQuotaMegabytes ?? AdapterQuotaMegabytes) is > 0 and var megabytes ? (long)megabytes << 20 : null;
 }
 
 /// <summary>One tenant.</summary>
@@ -108,6 +118,9 @@ internal sealed class TenantOptions
 
     /// <summary>The same of keys that may also change the tenant's adapters and keys.</summary>
     public string[] AdminKeyHashes { get; set; } = [];
+
+    /// <summary>This tenant's own quota, in MiB; 0: no limit.</summary>
+    public int? AdapterQuotaMegabytes { get; set; }
 }
 
 /// <summary>Finds everything wrong with the options in one pass.</summary>
@@ -127,7 +140,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
     private static readonly string[] OfPeople =
     [
         nameof(TenantLoraOptions.Tenants), nameof(TenantLoraOptions.Demo), nameof(TenantLoraOptions.Database), nameof(TenantLoraOptions.Redis), nameof(TenantLoraOptions.AllowedOrigins),
-        nameof(TenantLoraOptions.KeepSeconds), nameof(TenantLoraOptions.MaxConcurrentPerTenant),
+        nameof(TenantLoraOptions.KeepSeconds), nameof(TenantLoraOptions.MaxConcurrentPerTenant), nameof(TenantLoraOptions.AdapterQuotaMegabytes), nameof(TenantLoraOptions.AdapterPinPercent),
     ];
 
     public ValidateOptionsResult Validate(string? name, TenantLoraOptions options)
@@ -194,6 +207,8 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         AtLeast(nameof(o.AdapterMemoryMegabytes), o.AdapterMemoryMegabytes, 0);
         AtLeast(nameof(o.AdapterHostMegabytes), o.AdapterHostMegabytes, 0);
         AtLeast(nameof(o.AdapterDiskMegabytes), o.AdapterDiskMegabytes, 1);
+        AtLeast(nameof(o.AdapterQuotaMegabytes), o.AdapterQuotaMegabytes, 0);
+        if (o.AdapterPinPercent is < 0 or > 90) Found(findings, nameof(o.AdapterPinPercent), "0 to 90", o.AdapterPinPercent.ToString(CultureInfo.InvariantCulture));
         AtLeast(nameof(o.ContextLength), o.ContextLength, 0);
         AtLeast(nameof(o.StepTokens), o.StepTokens, 0);
         AtLeast(nameof(o.MaxSequences), o.MaxSequences, 1);
@@ -216,6 +231,7 @@ internal sealed class TenantLoraOptionsCheck(IConfiguration configuration) : IVa
         if (string.IsNullOrWhiteSpace(tenant.Name)) Found(findings, $"Tenants:{id}:Name", "the name people see", "nothing");
         foreach (var (adapter, directory) in tenant.Adapters)
             if (string.IsNullOrWhiteSpace(directory)) Found(findings, $"Tenants:{id}:Adapters:{adapter}", "an adapter folder", "nothing");
+        if (tenant.AdapterQuotaMegabytes < 0) Found(findings, $"Tenants:{id}:AdapterQuotaMegabytes", "0 or more", tenant.AdapterQuotaMegabytes.Value.ToString(CultureInfo.InvariantCulture));
         foreach (var (option, hashes) in new[] { (nameof(tenant.KeyHashes), tenant.KeyHashes), (nameof(tenant.AdminKeyHashes), tenant.AdminKeyHashes) })
             foreach (var hash in hashes)
                 if (hash.Length != 64 || !hash.All(char.IsAsciiHexDigit)) Found(findings, $"Tenants:{id}:{option}", "SHA-256 as 64 hex digits", $"{hash.Length} characters");

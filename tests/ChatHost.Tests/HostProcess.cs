@@ -9,9 +9,11 @@ namespace TenantLora.ChatHost.Tests;
 internal sealed partial class HostProcess : IDisposable
 {
     public const int SigTerm = 15, SigKill = 9;
-    private readonly Process process;
+    private readonly List<string> output = [];
 
-    private HostProcess(Process process, string data) => (this.process, Data) = (process, data);
+    private HostProcess(Process process, string data) => (Process, Data) = (process, data);
+
+    public Process Process { get; }
 
     public string Data { get; }
 
@@ -24,26 +26,24 @@ internal sealed partial class HostProcess : IDisposable
         get { lock (output) return string.Join('\n', output); }
     }
 
-    private readonly List<string> output = [];
-
     /// <summary>Starts one and waits for its banner.</summary>
-    /// <param name="settings">In the section TenantLora, or whole where they begin with two dashes.</param>
-    public static async Task<HostProcess> StartAsync(string data, params string[] settings)
+    /// <param name="settings">In the section TenantLora, or whole where they begin with two dashes; null: one that does all, on the Cpu.</param>
+    /// <param name="before">A line for bash to run first, in the process that becomes the host; null: none.</param>
+    public static async Task<HostProcess> StartAsync(string data, string[]? settings = null, string? before = null)
     {
+        settings ??= ["Device=cpu"];
         string[] urls = settings.Any(s => s.StartsWith("--urls", StringComparison.Ordinal)) ? [] : ["--urls=http://127.0.0.1:0"];
-        var host = new HostProcess(Process.Start(new ProcessStartInfo("dotnet",
-            [Path.Combine(AppContext.BaseDirectory, "TenantLora.ChatHost.dll"), .. urls, $"--TenantLora:Data={data}", .. settings.Select(s => s.StartsWith("--", StringComparison.Ordinal) ? s : "--TenantLora:" + s)])
-        {
-            RedirectStandardOutput = true,
-            RedirectStandardError = true,
-            WorkingDirectory = data,        // models and adapters are found from the binary
-        })!, data);
+        string[] words = [Path.Combine(AppContext.BaseDirectory, "TenantLora.ChatHost.dll"), .. urls, $"--TenantLora:Data={data}", .. settings.Select(s => s.StartsWith("--", StringComparison.Ordinal) ? s : "--TenantLora:" + s)];
+        var start = before is null ? new ProcessStartInfo("dotnet", words) : new ProcessStartInfo("bash", ["-c", $"{before}; exec dotnet \"$@\"", "bash", .. words]);
+        (start.RedirectStandardOutput, start.RedirectStandardError, start.WorkingDirectory) = (true, true, data);      // models and adapters are found from the binary
+        start.Environment["DOTNET_EnableWriteXorExecute"] = "0";        // its second mapping of code is a large file, which a limit on files would meet first
+        var host = new HostProcess(Process.Start(start)!, data);
         var listens = new TaskCompletionSource<Uri>(TaskCreationOptions.RunContinuationsAsynchronously);
-        host.process.OutputDataReceived += Take;
-        host.process.ErrorDataReceived += Take;
-        host.process.BeginOutputReadLine();
-        host.process.BeginErrorReadLine();
-        _ = host.process.WaitForExitAsync().ContinueWith(_ => listens.TrySetException(new InvalidOperationException(host.Output)), TaskScheduler.Default);
+        host.Process.OutputDataReceived += Take;
+        host.Process.ErrorDataReceived += Take;
+        host.Process.BeginOutputReadLine();
+        host.Process.BeginErrorReadLine();
+        _ = host.Process.WaitForExitAsync().ContinueWith(_ => listens.TrySetException(new InvalidOperationException(host.Output)), TaskScheduler.Default);
         host.Url = await listens.Task.WaitAsync(TimeSpan.FromSeconds(90));
         return host;
 
@@ -65,24 +65,28 @@ internal sealed partial class HostProcess : IDisposable
         return client;
     }
 
-    public void Signal(int signal) => Assert.Equal(0, Kill(process.Id, signal));
+    /// <summary>A number of /proc: of <c>status</c> in KiB, of <c>io</c> in bytes.</summary>
+    public long Proc(string file, string name) =>
+        long.Parse(File.ReadLines($"/proc/{Process.Id}/{file}").Single(l => l.StartsWith(name + ":", StringComparison.Ordinal)).Split((char[])[':', ' ', '\t'], StringSplitOptions.RemoveEmptyEntries)[1], System.Globalization.CultureInfo.InvariantCulture);
+
+    public void Signal(int signal) => Assert.Equal(0, Kill(Process.Id, signal));
 
     /// <summary>Its exit status.</summary>
     public async Task<int> EndAsync(int signal)
     {
         Signal(signal);
-        await process.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));
-        return process.ExitCode;
+        await Process.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));
+        return Process.ExitCode;
     }
 
     public void Dispose()
     {
-        if (!process.HasExited)
+        if (!Process.HasExited)
         {
-            process.Kill();
-            process.WaitForExit();
+            Process.Kill();
+            Process.WaitForExit();
         }
-        process.Dispose();
+        Process.Dispose();
     }
 
     [GeneratedRegex("^  address  (?<url>http://.+)$")]

@@ -109,6 +109,8 @@ internal sealed class TestHost : IAsyncDisposable
 
         public long MaxAdapterFileBytes => 1 << 20;
 
+        public long AdapterMemory => 1 << 30;
+
         public bool IsReady => true;
 
         /// <summary>The configuration's adapters are there at the start, and taken for what the test says of them.</summary>
@@ -122,6 +124,8 @@ internal sealed class TestHost : IAsyncDisposable
         public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => new(new MemoryStream());
 
         public bool Forget(string digest, Action whenLeft) => true;
+
+        public Task KeepAsync(System.Collections.Immutable.ImmutableDictionary<string, System.Collections.Immutable.ImmutableHashSet<string>> adapters, CancellationToken cancellationToken) => Task.CompletedTask;
 
         public Task<Residents> ResidentsAsync(string tenant, CancellationToken cancellationToken) => Task.FromResult(new Residents(0, null, []));
 

@@ -77,7 +77,7 @@ internal sealed class AdapterFolders : IDisposable
         }
         catch (IOException) when (Directory.Exists(to))
         {
-            return;         // the same bytes: another upload was first
+            // The same bytes: another upload was first. What follows is done all the same, or the time would tell.
         }
         FolderToDisk(parent);
         FolderToDisk(root);
@@ -167,6 +167,9 @@ internal sealed class AdapterFolders : IDisposable
 internal sealed class StagedFolder(string path) : IDisposable
 {
     public string Path { get; } = path;
+
+    /// <summary>Of the files in it.</summary>
+    public long Bytes => new DirectoryInfo(Path).EnumerateFiles().Sum(f => f.Length);
 
     public void Dispose()
     {

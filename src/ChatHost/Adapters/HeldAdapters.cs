@@ -1,4 +1,7 @@
 using System.Collections.Concurrent;
+using System.Collections.Immutable;
+using System.Diagnostics;
+using TenantLora.ChatHost.Operations;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.Adapters;
@@ -9,11 +12,15 @@ namespace TenantLora.ChatHost.Adapters;
 /// </summary>
 /// <param name="bring">Brings one, and says what it takes.</param>
 /// <param name="release">Lets one go. Called while nobody can hold it.</param>
-/// <param name="budget">For all together; exceeded only by what is held.</param>
-internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Action<string> release, long budget, ILogger log)
+/// <param name="budget">For all together; exceeded only by what is held or kept.</param>
+/// <param name="metrics">Where this is the host's memory.</param>
+internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Action<string> release, long budget, ILogger log, HostMetrics? metrics = null)
 {
     private readonly ConcurrentDictionary<string, HeldAdapter> all = new(StringComparer.Ordinal);
     private long taken;
+
+    /// <summary>These stay, once they are here, while others take turns.</summary>
+    public ImmutableHashSet<string> Kept { get; set => Volatile.Write(ref field, value); } = ImmutableHashSet.Create<string>(StringComparer.Ordinal);
 
     /// <summary>Keeps an adapter at hand until the result is disposed of.</summary>
     /// <param name="how">Brings it in another way than the usual.</param>
@@ -46,7 +53,10 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
     {
         try
         {
+            var begun = Stopwatch.GetTimestamp();
             var bytes = await how();
+            metrics?.AdapterLoaded(Stopwatch.GetElapsedTime(begun));
+            metrics?.AdapterMoved("host", bytes);
             Interlocked.Add(ref taken, bytes);
             MakeRoom();
             return bytes;
@@ -62,10 +72,11 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
     private void MakeRoom()
     {
         if (Interlocked.Read(ref taken) <= budget) return;
-        foreach (var (digest, adapter) in all.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed))
+        var kept = Kept;
+        foreach (var (digest, adapter) in all.Where(h => h.Value.IsHere && !kept.Contains(h.Key)).OrderBy(h => h.Value.LastUsed))
         {
             if (Interlocked.Read(ref taken) <= budget) return;
-            adapter.Close(() => Remove(digest, adapter));
+            if (adapter.Close(() => Remove(digest, adapter))) metrics?.AdapterEvicted();
         }
     }
 
@@ -73,7 +84,9 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
     {
         release(digest);
         all.TryRemove(KeyValuePair.Create(digest, adapter));
-        if (adapter.IsHere) Interlocked.Add(ref taken, -adapter.Brought.Result);
+        if (!adapter.IsHere) return;
+        Interlocked.Add(ref taken, -adapter.Brought.Result);
+        metrics?.AdapterMoved("host", -adapter.Brought.Result);
     }
 
     private void Leave(HeldAdapter adapter)

@@ -1,6 +1,8 @@
 using System.Collections.Immutable;
+using System.Data.Common;
 using System.Text.Json;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Operations;
 using TenantLora.ChatHost.Security;
 using TenantLora.ChatHost.Store;
 using TenantLora.Connector;
@@ -13,13 +15,14 @@ namespace TenantLora.ChatHost.Adapters;
 /// runtime and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
 /// </summary>
 internal sealed partial class TenantAdapters(
-    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, AdapterPins pins, HostMetrics metrics, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
 {
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
 
     private readonly Lock following = new(), bytes = new();
     private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
+    private readonly Dictionary<string, long> stored = new(StringComparer.Ordinal);          // bytes on the disk by digest
     private long generation = -1;
 
     // ---- The host's start and its life
@@ -97,7 +100,12 @@ internal sealed partial class TenantAdapters(
                 var (id, own) = ((adapter.Tenant, adapter.Name), versions[(adapter.Tenant, adapter.Name)].ToArray());
                 if (digests.TryGetValue(id, out var before)) gone.UnionWith(before);
                 digests[id] = [.. own.Select(v => v.Digest)];
-                foreach (var v in own) serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                foreach (var v in own)
+                {
+                    serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                    if (stored.TryAdd(v.Digest, v.StoredBytes)) metrics.AdapterMoved("disk", v.StoredBytes);
+                }
+                pins.Set(adapter, own.FirstOrDefault(v => v.Number == adapter.Active));
                 if (own.Length == 0)
                 {
                     serving.Catalog.Remove(adapter.Tenant, adapter.Name);
@@ -108,7 +116,11 @@ internal sealed partial class TenantAdapters(
             tenants.Follow(keys);
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
-            foreach (var digest in gone) Discard(digest);
+            foreach (var digest in gone)
+            {
+                if (stored.Remove(digest, out var size)) metrics.AdapterMoved("disk", -size);
+                Discard(digest);
+            }
         }
     }
 
@@ -146,6 +158,7 @@ internal sealed partial class TenantAdapters(
     // ---- What admins do
 
     /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
+    /// <exception cref="QuotaExceededException">They would be more than the tenant may keep.</exception>
     public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who, CancellationToken cancellationToken)
     {
         var before = Generation();
@@ -159,6 +172,11 @@ internal sealed partial class TenantAdapters(
         {
             var (version, created) = Keep(staged, tenant, name, who, adapter, report.Findings, activates: false);
             return (report, version, created);
+        }
+        catch (QuotaExceededException)
+        {
+            store.NoteRefusal(tenant, who, name, "quota_exceeded");
+            throw;
         }
         finally
         {
@@ -180,11 +198,33 @@ internal sealed partial class TenantAdapters(
     {
         lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
         {
+            var size = staged.Bytes;
             folders.Keep(staged, adapter.Digest);
-            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
-                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
-            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
-            return added;
+            try
+            {
+                var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+                    JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
+                if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+                return added;
+            }
+            catch
+            {
+                Undo(adapter.Digest);
+                throw;
+            }
+        }
+    }
+
+    /// <summary>No version came of it.</summary>
+    private void Undo(string digest)
+    {
+        try
+        {
+            Discard(digest);
+        }
+        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException)
+        {
+            // The next start sweeps what no version names.
         }
     }
 

@@ -1,5 +1,7 @@
+using System.Collections.Immutable;
 using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Adapters;
+using TenantLora.ChatHost.Operations;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.Runtimes;
@@ -8,13 +10,14 @@ namespace TenantLora.ChatHost.Runtimes;
 internal sealed class EngineRuntime : IServedRuntime
 {
     private readonly HeldAdapters held;
+    private readonly long hostBytes;
 
     /// <param name="bring">Gives the engine the adapter with a digest, and says what it takes.</param>
     /// <param name="hostBytes">Host memory for adapters.</param>
-    public EngineRuntime(Engine engine, Func<Engine, string, Task<long>> bring, long hostBytes, ILogger log)
+    public EngineRuntime(Engine engine, Func<Engine, string, Task<long>> bring, long hostBytes, HostMetrics metrics, ILogger log)
     {
-        Engine = engine;
-        held = new HeldAdapters(digest => bring(engine, digest), digest => engine.RemoveAdapter(digest), hostBytes, log);
+        (Engine, this.hostBytes) = (engine, hostBytes);
+        held = new HeldAdapters(digest => bring(engine, digest), digest => engine.RemoveAdapter(digest), hostBytes, log, metrics);
     }
 
     public Engine Engine { get; }
@@ -23,12 +26,14 @@ internal sealed class EngineRuntime : IServedRuntime
 
     public long MaxAdapterFileBytes => Engine.MaxAdapterFileBytes;
 
+    public long AdapterMemory => Math.Min(hostBytes, Engine.Status.AdapterBudget);
+
     public bool IsReady => true;
 
     /// <summary>Loads the model.</summary>
     /// <exception cref="OptionsValidationException">A folder is not there.</exception>
     /// <exception cref="ModelFileException">The model cannot be read.</exception>
-    public static EngineRuntime Start(TenantLoraOptions options, Func<Engine, string, Task<long>> bring, ILoggerFactory loggers)
+    public static EngineRuntime Start(TenantLoraOptions options, Func<Engine, string, Task<long>> bring, HostMetrics metrics, ILoggerFactory loggers)
     {
         var engine = Engine.Start(new EngineOptions
         {
@@ -46,7 +51,7 @@ internal sealed class EngineRuntime : IServedRuntime
             ChatTemplate = options.ChatTemplate,
         }, loggers);
         var hostBytes = options.AdapterHostMegabytes > 0 ? (long)options.AdapterHostMegabytes << 20 : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4;
-        return new EngineRuntime(engine, bring, hostBytes, loggers.CreateLogger<EngineRuntime>());
+        return new EngineRuntime(engine, bring, hostBytes, metrics, loggers.CreateLogger<EngineRuntime>());
     }
 
     public async Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken)
@@ -63,6 +68,22 @@ internal sealed class EngineRuntime : IServedRuntime
     public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => held.HoldAsync(digest, null, cancellationToken);
 
     public bool Forget(string digest, Action whenLeft) => held.Forget(digest, whenLeft);
+
+    public async Task KeepAsync(ImmutableDictionary<string, ImmutableHashSet<string>> adapters, CancellationToken cancellationToken)
+    {
+        var digests = adapters.Values.SelectMany(d => d).ToImmutableHashSet(StringComparer.Ordinal);
+        held.Kept = digests;
+        Engine.KeepOnDevice(digests);
+        foreach (var digest in digests)
+            try
+            {
+                (await HoldAsync(digest, cancellationToken)).Dispose();
+            }
+            catch (TenantLoraException)
+            {
+                // The log has it, and the next request for it asks again.
+            }
+    }
 
     public Task<Residents> ResidentsAsync(string tenant, CancellationToken cancellationToken)
     {

@@ -1,3 +1,4 @@
+using System.Collections.Immutable;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.Runtimes;
@@ -12,6 +13,9 @@ internal interface IServedRuntime : IRuntime
 
     /// <summary>Size of the largest <c>adapter_model.safetensors</c> that can be accepted.</summary>
     long MaxAdapterFileBytes { get; }
+
+    /// <summary>What adapters may take in memory: the host's or the device's, whichever has less for them.</summary>
+    long AdapterMemory { get; }
 
     /// <summary>Whether a request would be answered now.</summary>
     bool IsReady { get; }
@@ -28,6 +32,10 @@ internal interface IServedRuntime : IRuntime
     /// <summary>Lets an adapter go that nobody may name any more.</summary>
     /// <returns>False: somebody holds it. <paramref name="whenLeft"/> is called when nobody does.</returns>
     bool Forget(string digest, Action whenLeft);
+
+    /// <summary>Brings these without anyone asking, and keeps them at hand while others take turns. In place of those that were named before.</summary>
+    /// <param name="adapters">Digests by tenant.</param>
+    Task KeepAsync(ImmutableDictionary<string, ImmutableHashSet<string>> adapters, CancellationToken cancellationToken);
 
     /// <summary>What the runtime that a tenant's requests go to has at hand.</summary>
     Task<Residents> ResidentsAsync(string tenant, CancellationToken cancellationToken);

@@ -17,6 +17,9 @@ internal sealed class RemoteRuntime(Uri address, string serviceKey, HttpClient h
     /// <summary>Why it is not used; null: it is.</summary>
     public volatile string? Fault = "it has not answered yet";
 
+    /// <summary>Its start that has been told what to keep.</summary>
+    public Guid Told;
+
     /// <summary>How often in a row it was asked and was too slow to answer.</summary>
     public int Late;
 
@@ -54,6 +57,13 @@ internal sealed class RemoteRuntime(Uri address, string serviceKey, HttpClient h
     public async Task ForgetAsync(string digest, CancellationToken cancellationToken)
     {
         using var message = Request(HttpMethod.Delete, $"adapters/{digest}");
+        using var response = await runtime.SendAsync(message, cancellationToken);
+    }
+
+    public async Task KeepAsync(IReadOnlyList<string> digests, CancellationToken cancellationToken)
+    {
+        using var message = Request(HttpMethod.Put, "kept");
+        message.Content = JsonContent.Create(new KeptAdapters(digests), ServiceJson.Default.KeptAdapters);
         using var response = await runtime.SendAsync(message, cancellationToken);
     }
 

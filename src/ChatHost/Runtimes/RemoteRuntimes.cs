@@ -1,4 +1,5 @@
 using System.Buffers.Binary;
+using System.Collections.Immutable;
 using System.Diagnostics.Metrics;
 using System.Globalization;
 using System.Runtime.CompilerServices;
@@ -25,6 +26,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     private readonly HttpClient http;
     private readonly ILogger log;
     private readonly HeldAdapters held;         // nothing is brought: it tells when the last request that needs an adapter's files has ended
+    private ImmutableDictionary<string, ImmutableHashSet<string>> kept = ImmutableDictionary<string, ImmutableHashSet<string>>.Empty;
     private readonly CancellationTokenSource stopping = new();
     private readonly Meter meter = new("TenantLora.Runtime");
     private readonly Task asking;
@@ -41,6 +43,8 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     public EngineInfo Info => info.Engine;
 
     public long MaxAdapterFileBytes => info.MaxAdapterFileBytes;
+
+    public long AdapterMemory => info.AdapterMemory;
 
     public bool IsReady => runtimes.Any(r => r.Fault is null);
 
@@ -129,21 +133,37 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     public bool Forget(string digest, Action whenLeft)
     {
         if (!held.Forget(digest, whenLeft)) return false;
-        foreach (var runtime in runtimes.Where(r => r.Fault is null)) _ = ForgetAsync(runtime);
+        foreach (var runtime in runtimes.Where(r => r.Fault is null)) _ = TellAsync(token => runtime.ForgetAsync(digest, token));         // where that fails it goes by itself: it keeps a cache
         return true;
+    }
 
-        async Task ForgetAsync(RemoteRuntime runtime)
+    /// <summary>Each is told of the tenants whose requests go to it first.</summary>
+    public Task KeepAsync(ImmutableDictionary<string, ImmutableHashSet<string>> adapters, CancellationToken cancellationToken)
+    {
+        Volatile.Write(ref kept, adapters);
+        foreach (var runtime in runtimes) runtime.Told = default;          // they are told when next asked how they are
+        return Task.CompletedTask;
+    }
+
+    private async Task TellKeptAsync(RemoteRuntime runtime, Guid start)
+    {
+        runtime.Told = start;
+        var own = Volatile.Read(ref kept).Where(t => runtimes.MaxBy(r => Weight(t.Key, r.Address)) == runtime).SelectMany(t => t.Value).Distinct().ToArray();
+        if (!await TellAsync(token => runtime.KeepAsync(own, token))) runtime.Told = default;
+    }
+
+    private async Task<bool> TellAsync(Func<CancellationToken, Task> tell)
+    {
+        try
         {
-            try
-            {
-                using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping.Token);
-                soon.CancelAfter(Patience);
-                await runtime.ForgetAsync(digest, soon.Token);
-            }
-            catch (Exception e) when (e is TenantLoraException or OperationCanceledException)
-            {
-                // It keeps a cache: what nobody asks for goes from there by itself.
-            }
+            using var soon = CancellationTokenSource.CreateLinkedTokenSource(stopping.Token);
+            soon.CancelAfter(Patience);
+            await tell(soon.Token);
+            return true;
+        }
+        catch (Exception e) when (e is TenantLoraException or OperationCanceledException)
+        {
+            return false;
         }
     }
 
@@ -195,6 +215,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
             {
                 var (found, fault) = await LookAsync(runtime, stopping.Token);
                 Note(runtime, found, fault);
+                if (runtime.Fault is null && found is not null && found.Start != runtime.Told) await TellKeptAsync(runtime, found.Start);
             }
         }
         catch (OperationCanceledException)

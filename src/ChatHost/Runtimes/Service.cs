@@ -53,10 +53,15 @@ internal static class Service
 }
 
 /// <summary>What a Web host must know of a runtime.</summary>
-internal sealed record ServiceInfo(EngineInfo Engine, long MaxAdapterFileBytes);
+/// <param name="Start">Another after each start: what it was told before is forgotten.</param>
+internal sealed record ServiceInfo(EngineInfo Engine, long MaxAdapterFileBytes, long AdapterMemory, Guid Start);
+
+/// <summary>Adapters that a runtime is to keep at hand.</summary>
+internal sealed record KeptAdapters(IReadOnlyList<string> Digests);
 
 [JsonSourceGenerationOptions(JsonSerializerDefaults.Web, RespectNullableAnnotations = true, RespectRequiredConstructorParameters = true)]
 [JsonSerializable(typeof(ServiceInfo))]
+[JsonSerializable(typeof(KeptAdapters))]
 [JsonSerializable(typeof(AdapterReport))]
 [JsonSerializable(typeof(Residents))]
 internal sealed partial class ServiceJson : JsonSerializerContext;

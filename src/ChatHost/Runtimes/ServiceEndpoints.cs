@@ -1,3 +1,4 @@
+using System.Collections.Immutable;
 using Microsoft.AspNetCore.Http.Features;
 using TenantLora.ChatHost.Adapters;
 using TenantLora.Runtime;
@@ -20,7 +21,15 @@ internal static class ServiceEndpoints
     public static void MapRuntime(this IEndpointRouteBuilder app)
     {
         var service = app.MapGroup("/service").RequireAuthorization(Hosts);
-        service.MapGet("/info", (EngineRuntime runtime) => TypedResults.Json(new ServiceInfo(runtime.Info, runtime.MaxAdapterFileBytes), ServiceJson.Default.ServiceInfo));
+        var start = Guid.NewGuid();
+        service.MapGet("/info", (EngineRuntime runtime) => TypedResults.Json(new ServiceInfo(runtime.Info, runtime.MaxAdapterFileBytes, runtime.AdapterMemory, start), ServiceJson.Default.ServiceInfo));
+        service.MapPut("/kept", async (HttpContext context, EngineRuntime runtime, IHostApplicationLifetime life) =>
+        {
+            var wanted = await context.Request.ReadFromJsonAsync(ServiceJson.Default.KeptAdapters, context.RequestAborted);
+            if (wanted is null || !wanted.Digests.All(AdapterFolders.IsDigest)) throw new TenantLoraException(ErrorCodes.InvalidRequest, "digests: expected digests of adapters.") { Parameter = "digests" };
+            _ = runtime.KeepAsync(ImmutableDictionary<string, ImmutableHashSet<string>>.Empty.Add("", [.. wanted.Digests]), life.ApplicationStopping);        // their bytes may take a while
+            return Results.NoContent();
+        });
         service.MapGet("/residents", async (EngineRuntime runtime, HttpContext context) =>
             TypedResults.Json(await runtime.ResidentsAsync("", context.RequestAborted), ServiceJson.Default.Residents));
         service.MapPost("/adapters", JudgeAsync);

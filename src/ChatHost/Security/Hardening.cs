@@ -1,3 +1,4 @@
+using System.Data.Common;
 using System.Security.Cryptography;
 using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Operations;
@@ -53,6 +54,7 @@ internal static partial class Hardening
             {
                 TenantLoraException known => ApiError.From(known),
                 BadHttpRequestException bad => ApiError.From(bad.StatusCode),
+                DbException => new ApiError(503, "store_unavailable", "The server's store does not take this at present. Try again shortly."),
                 _ => ApiError.From(500),
             }).WriteAsync(context);
         }

@@ -27,7 +27,7 @@ public sealed class TenThousandAdapters
                     {
                         var row = new { tenant = $"tenant-{tenant}", name = $"adapter-{i}", generation, digest = $"sha256:{(tenant * 1000) + i:d64}" };
                         t.Connection!.Execute("INSERT INTO adapters (tenant, name, changed, created_at, next_version, active) VALUES (@tenant, @name, @generation, 0, 2, 1)", row, t);
-                        t.Connection!.Execute("INSERT INTO versions VALUES (@tenant, @name, 1, @digest, 'prolora', 16, 28800000, 83900000, 'llama-3.1-8b', '[]', 0, 'admin')", row, t);
+                        t.Connection!.Execute("INSERT INTO versions VALUES (@tenant, @name, 1, @digest, 'prolora', 16, 28800000, 83900000, 'llama-3.1-8b', '[]', 0, 'admin', 28900000)", row, t);
                     }
                 return true;
             });
@@ -41,7 +41,8 @@ public sealed class TenThousandAdapters
         using var redis = new RedisCache(options, opened, metrics, TimeProvider.System, NullLogger<RedisCache>.Instance);
         var serving = TestHost.Fake(new FakeRuntime());
         using var folders = new AdapterFolders(data);
-        using var adapters = new TenantAdapters(serving, new AdapterStore(opened, TimeProvider.System), redis, folders, new TenantDirectory(options), options, NullLogger<TenantAdapters>.Instance);
+        using var pins = new AdapterPins(serving, options);
+        using var adapters = new TenantAdapters(serving, new AdapterStore(opened, TimeProvider.System), redis, folders, new TenantDirectory(options), pins, metrics, options, NullLogger<TenantAdapters>.Instance);
         adapters.Follow();
         var start = Stopwatch.GetElapsedTime(begun);
         var memory = GC.GetTotalMemory(forceFullCollection: true) - before;

@@ -20,7 +20,7 @@ public sealed class RoleProcessTests : IDisposable
     private string Folder(string name) => root.CreateSubdirectory(name).FullName;
 
     private Task<HostProcess> RuntimeAsync(int number, string? data = null) => HostProcess.StartAsync(data ?? Folder($"runtime{number}"),
-        "Role=Runtime", $"ServiceKey={Pair.ServiceKey}", $"AdaptersFrom={web}", $"--urls=http://127.0.0.1:{ports[number]}", "Device=cpu", "Threads=1");
+        ["Role=Runtime", $"ServiceKey={Pair.ServiceKey}", $"AdaptersFrom={web}", $"--urls=http://127.0.0.1:{ports[number]}", "Device=cpu", "Threads=1"]);
 
     private Task<HostProcess> WebAsync(int runtimes, params string[] more) => HostProcess.StartAsync(Folder("web"),
         ["Role=Web", $"ServiceKey={Pair.ServiceKey}", $"--urls={web}", .. ports.Take(runtimes).Select((p, i) => $"Runtimes:{i}=http://127.0.0.1:{p}"), .. more]);

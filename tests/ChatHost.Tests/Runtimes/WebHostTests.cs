@@ -181,6 +181,24 @@ public sealed class WebHostTests
     }
 
     [Fact]
+    public async Task What_is_pinned_at_the_web_side_is_brought_to_the_tenants_runtime_and_again_after_its_restart()
+    {
+        await using var pair = await Pair.StartAsync();
+        using var admin = pair.Web.Client("ledger");
+        var digest = pair.Web.Service<Serving>().Resolve("ledger", "ledger").Digest!;
+        using var pinned = await admin.PutAsync("/api/tenants/ledger/adapters/ledger/pin", null);
+        Assert.Equal(HttpStatusCode.OK, pinned.StatusCode);
+        static bool IsThere(TestHost runtime, string digest) => runtime.Service<EngineRuntime>().Engine.Residents.Any(r => r.Digest == digest && r.OnDevice);
+        await TestHost.UntilAsync(() => IsThere(pair.Runtimes[0], digest), "it comes without anyone asking");
+        var address = pair.Runtimes[0].Url;
+        await pair.Runtimes[0].App.StopAsync();
+        await using var again = await Pair.RuntimeAsync(pair.Web.Url.ToString(), $"--urls={address}");
+        await TestHost.UntilAsync(() => IsThere(again, digest), "and comes again");
+        using var unpinned = await admin.DeleteAsync("/api/tenants/ledger/adapters/ledger/pin");
+        Assert.Equal(HttpStatusCode.OK, unpinned.StatusCode);
+    }
+
+    [Fact]
     public async Task A_web_host_that_drains_still_gives_the_bytes_that_its_last_answers_need()
     {
         await using var pair = await Pair.StartAsync();
