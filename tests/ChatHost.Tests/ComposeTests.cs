@@ -14,6 +14,7 @@ public sealed class ComposeTests
         var (code, text) = await ConfigAsync(profile, "0123456789abcdef0123456789abcdef");
         Assert.True(code == 0, text);
         Assert.Contains(has, text, StringComparison.Ordinal);
+        Assert.Contains("redis:6379,password=secret", text, StringComparison.Ordinal);
         Assert.Contains("TenantLora__Runtimes__0: http://runtime:8080", text, StringComparison.Ordinal);
     }
 
@@ -32,6 +33,7 @@ public sealed class ComposeTests
             {
                 var how = new ProcessStartInfo(program, [.. first, "-f", Repo.Path("docker-compose.yml"), "--profile", profile, "config"]) { RedirectStandardOutput = true, RedirectStandardError = true };
                 how.Environment["TENANTLORA_SERVICE_KEY"] = key;
+                how.Environment["TENANTLORA_REDIS_PASSWORD"] = "secret";
                 using var process = Process.Start(how)!;
                 var (output, error) = (process.StandardOutput.ReadToEndAsync(), process.StandardError.ReadToEndAsync());
                 await process.WaitForExitAsync().WaitAsync(TimeSpan.FromSeconds(60));

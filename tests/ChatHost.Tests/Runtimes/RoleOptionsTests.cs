@@ -35,7 +35,7 @@ public sealed class RoleOptionsTests
             "TenantLora:AdaptersFrom: expected the web side's address, like http://web:8080, found ftp://web.",
             "TenantLora:AdapterDiskMegabytes: expected 1 or more, found 0.",
         ],
-        Wrong("--TenantLora:Role=Runtime", $"--TenantLora:ServiceKey={new string('k', 31)}", "--TenantLora:Tenants:acme:Name=Acme", "--TenantLora:Redis=redis:6379", "--TenantLora:Database=Host=db", "--TenantLora:Demo=false",
+        Wrong("--TenantLora:Role=Runtime", $"--TenantLora:ServiceKey={new string('k', 31)}", "--TenantLora:Tenants:acme:Name=Acme", "--TenantLora:Redis=localhost:6379", "--TenantLora:Database=Host=db", "--TenantLora:Demo=false",
             "--TenantLora:Runtimes:0=http://a", "--TenantLora:AdaptersFrom=ftp://web", "--TenantLora:AdapterDiskMegabytes=0"));
 
     [Fact]
