@@ -198,8 +198,9 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     private static ulong Weight(string tenant, Uri address) =>
         BinaryPrimitives.ReadUInt64BigEndian(SHA256.HashData(Encoding.UTF8.GetBytes(string.Create(CultureInfo.InvariantCulture, $"{tenant.Length}:{tenant}{address}"))));
 
-    private static bool IsNoConnection(TenantLoraException e) => e is { Code: ErrorCodes.Unreachable, InnerException: OperationCanceledException
-        or HttpRequestException { HttpRequestError: HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError } };
+    /// <summary>Refused, or not made in time, which the handler says by a cancellation of its own.</summary>
+    private static bool IsNoConnection(TenantLoraException e) => e.Code == ErrorCodes.Unreachable && e.InnerException is OperationCanceledException
+        or HttpRequestException { HttpRequestError: HttpRequestError.ConnectionError or HttpRequestError.NameResolutionError or HttpRequestError.SecureConnectionError };
 
     // The connector's message names addresses, which are nobody's business outside.
     private static TenantLoraException Unreachable(Exception? inner) => new(ErrorCodes.Unreachable, "No runtime can be reached at present. Try again shortly.", inner) { RetryAfter = Period * 2 };
