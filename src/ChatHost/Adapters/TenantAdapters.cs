@@ -1,6 +1,5 @@
 using System.Collections.Concurrent;
 using System.Collections.Immutable;
-using System.Data.Common;
 using System.Diagnostics;
 using System.Text.Json;
 using Microsoft.Extensions.Options;
@@ -264,7 +263,7 @@ internal sealed partial class TenantAdapters(
         finally
         {
             FollowAndAnnounce(before);
-            if (!store.IsKnown(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
+            Discard(adapter.Digest);            // where no version came of it, or one that was deleted before anyone had seen it
         }
     }
 
@@ -283,31 +282,10 @@ internal sealed partial class TenantAdapters(
         {
             var size = staged.Bytes;
             folders.Keep(staged, adapter.Digest);
-            try
-            {
-                var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
-                    JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
-                if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
-                return added;
-            }
-            catch
-            {
-                Undo(adapter.Digest);
-                throw;
-            }
-        }
-    }
-
-    /// <summary>No version came of it.</summary>
-    private void Undo(string digest)
-    {
-        try
-        {
-            Discard(digest);
-        }
-        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException)
-        {
-            // The next start sweeps what no version names.
+            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
+            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+            return added;
         }
     }
 
