@@ -1,5 +1,4 @@
 using System.Collections.Immutable;
-using System.Data.Common;
 using System.Text.Json;
 using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Operations;
@@ -181,7 +180,7 @@ internal sealed partial class TenantAdapters(
         finally
         {
             FollowAndAnnounce(before);
-            Discard(adapter.Digest);            // unless it is a version's now
+            Discard(adapter.Digest);            // where no version came of it, or one that was deleted before anyone had seen it
         }
     }
 
@@ -200,31 +199,10 @@ internal sealed partial class TenantAdapters(
         {
             var size = staged.Bytes;
             folders.Keep(staged, adapter.Digest);
-            try
-            {
-                var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
-                    JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
-                if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
-                return added;
-            }
-            catch
-            {
-                Undo(adapter.Digest);
-                throw;
-            }
-        }
-    }
-
-    /// <summary>No version came of it.</summary>
-    private void Undo(string digest)
-    {
-        try
-        {
-            Discard(digest);
-        }
-        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException)
-        {
-            // The next start sweeps what no version names.
+            var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
+                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
+            if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
+            return added;
         }
     }
 

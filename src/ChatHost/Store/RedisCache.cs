@@ -63,6 +63,7 @@ internal sealed partial class RedisCache : IDisposable
         configuration.ConnectRetry = 1;
         configuration.HeartbeatInterval = Rest;
         configuration.ReconnectRetryPolicy = new LinearRetry((int)Rest.TotalMilliseconds);
+        if (!configuration.Ssl) configuration.Tunnel = new RespGuard.Connections();
         configuration.DefaultVersion = new Version(6, 2, 20);           // of one that does not say
         configuration.CommandMap = CommandMap.Create(Commands, available: true);
         configuration.ConfigCheckSeconds = 0;                           // else it publishes and asks for what our rights need not have

@@ -11,13 +11,16 @@ using TenantLora.ChatHost.Store;
 namespace TenantLora.ChatHost.Tests.Adapters;
 
 /// <summary>What ten thousand registered adapters cost a host that starts, and one that looks names up. Prints; judges nothing: run it with <c>-explicit only</c>.</summary>
-public sealed class TenThousandAdapters
+public sealed class TenThousandAdapters : IDisposable
 {
+    private readonly string data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
+
+    public void Dispose() => Directory.Delete(data, recursive: true);
+
     [Fact(Explicit = true)]
     public void Start_lookup_and_memory()
     {
         const int Tenants = 100, Each = 100;
-        var data = Directory.CreateTempSubdirectory("tenantlora-").FullName;
         using (var database = Database.Open(data, null))
         {
             database.Change((t, generation) =>
@@ -60,6 +63,5 @@ public sealed class TenThousandAdapters
         Array.Sort(times);
         TestContext.Current.TestOutputHelper?.WriteLine(string.Create(CultureInfo.InvariantCulture,
             $"{Tenants * Each} adapters: known after {start.TotalMilliseconds:f0} ms, {memory / 1e6:f1} MB; lookup {times[50_000]:f2} µs median, {times[99_000]:f2} µs p99, {times[^1]:f0} µs worst of {times.Length}"));
-        Directory.Delete(data, recursive: true);
     }
 }
