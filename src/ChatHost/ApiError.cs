@@ -6,8 +6,8 @@ using TenantLora.Runtime;
 namespace TenantLora.ChatHost;
 
 /// <summary>
-/// A refusal in the form its path calls for: OpenAI's envelope under /v1 (its clients show nothing else), problem details (RFC 7807)
-/// elsewhere.
+/// A refusal in the form its path calls for: OpenAI's envelope under /v1 (its clients show nothing else) and /service, problem details
+/// (RFC 7807) elsewhere.
 /// </summary>
 internal sealed record ApiError(int Status, string Code, string Message, string? Parameter = null, TimeSpan? RetryAfter = null)
 {
@@ -44,7 +44,7 @@ internal sealed record ApiError(int Status, string Code, string Message, string?
         // OpenAI's clients retry within milliseconds when these two lack Retry-After.
         if (Status is 429 or 503)
             context.Response.Headers.RetryAfter = Math.Max(1, Math.Ceiling((RetryAfter ?? TimeSpan.FromSeconds(1)).TotalSeconds)).ToString(CultureInfo.InvariantCulture);
-        return context.Request.Path.StartsWithSegments("/v1")
+        return context.Request.Path.StartsWithSegments("/v1") || context.Request.Path.StartsWithSegments("/service")
             ? context.Response.WriteAsJsonAsync(Envelope, HostJson.Wire.ErrorEnvelope)
             : Problem().ExecuteAsync(context);
     }

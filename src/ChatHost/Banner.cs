@@ -1,5 +1,7 @@
 using System.Globalization;
 using System.Text;
+using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Runtimes;
 using TenantLora.ChatHost.Security;
 using TenantLora.Runtime;
 
@@ -8,21 +10,30 @@ namespace TenantLora.ChatHost;
 /// <summary>What a person sees at start: where it listens, what it serves, and lines to paste.</summary>
 internal static class Banner
 {
-    public static string Compose(string address, Serving serving, TenantDirectory tenants, bool demo)
+    public static string Compose(string address, IServiceProvider services)
     {
         StringBuilder text = new();
+        var (options, serving) = (services.GetRequiredService<IOptions<TenantLoraOptions>>().Value, services.GetRequiredService<Serving>());
         var info = serving.Info;
-        text.AppendLine().AppendLine("TenantLora").AppendLine();
+        text.AppendLine().AppendLine(options.Role is HostRole.All ? "TenantLora" : $"TenantLora, {options.Role}").AppendLine();
         Line("address", address);
         Line("model", $"{info.Model} ({info.Family}, {Count(info.Parameters)} parameters, context {info.ContextLength} tokens)");
-        Line("device", info.Device);
+        if (serving.Runtime is RemoteRuntimes remote)
+            foreach (var (runtime, isUsed) in remote.All) Line("runtime", isUsed ? runtime.ToString() : $"{runtime} (not used yet)");
+        else Line("device", info.Device);
+        if (options.Role is HostRole.Runtime) Line("web", $"{options.AdaptersFrom}, where adapters' bytes come from");
         text.AppendLine();
-        Table(text, serving, tenants);
-        if (tenants.All.FirstOrDefault() is { } first) Examples(text, address, serving.Models(first.Id)[0].Name, tenants.DemoKeys.GetValueOrDefault(first.Id, "tl_…"));
-        if (demo && !IsLoopback(address)) text.AppendLine("  Demo mode lets anyone who reaches this address in. Set TenantLora__Demo=false.").AppendLine();
+        if (options.Role is not HostRole.Runtime) People(text, address, serving, services.GetRequiredService<TenantDirectory>(), options.Demo);
         return text.AppendLine("  Ctrl+C stops; running answers are finished first.").ToString();
 
         void Line(string name, string value) => text.AppendLine(CultureInfo.InvariantCulture, $"  {name,-8} {value}");
+    }
+
+    private static void People(StringBuilder text, string address, Serving serving, TenantDirectory tenants, bool demo)
+    {
+        Table(text, serving, tenants);
+        if (tenants.All.FirstOrDefault() is { } first) Examples(text, address, serving.Models(first.Id)[0].Name, tenants.DemoKeys.GetValueOrDefault(first.Id, "tl_…"));
+        if (demo && !IsLoopback(address)) text.AppendLine("  Demo mode lets anyone who reaches this address in. Set TenantLora__Demo=false.").AppendLine();
     }
 
     private static void Table(StringBuilder text, Serving serving, TenantDirectory tenants)

@@ -7,25 +7,28 @@ using TenantLora.ChatHost.Adapters;
 using TenantLora.ChatHost.Chat;
 using TenantLora.ChatHost.OpenAi;
 using TenantLora.ChatHost.Operations;
+using TenantLora.ChatHost.Runtimes;
 using TenantLora.ChatHost.Security;
 using TenantLora.ChatHost.Store;
+using TenantLora.Connector;
 
 namespace TenantLora.ChatHost;
 
-/// <summary>The web host: chat page, hub, OpenAI's API, probes. This file is its table of contents.</summary>
+/// <summary>The host: chat page, hub, OpenAI's API, probes; by its role all of it, the web's part, or a runtime's. This file is its table of contents.</summary>
 internal static class Program
 {
     public const string DefaultUrl = "http://127.0.0.1:5080";
+
+    private const int MostBody = 4 << 20;
 
     public static async Task<int> Main(string[] args)
     {
         try
         {
             await using var app = Build(args);
-            var serving = app.Services.GetRequiredService<Serving>(); // loads the model, before anyone is let in
+            app.Services.GetRequiredService<Serving>(); // loads the model, or finds a runtime, before anyone is let in
             await app.StartAsync();
-            Console.WriteLine(Banner.Compose(app.Urls.First(), serving, app.Services.GetRequiredService<TenantDirectory>(),
-                app.Services.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Demo));
+            Console.WriteLine(Banner.Compose(app.Urls.First(), app.Services));
             await app.WaitForShutdownAsync();
             return 0;
         }
@@ -42,18 +45,22 @@ internal static class Program
     {
         var builder = WebApplication.CreateBuilder(new WebApplicationOptions { Args = args, ContentRootPath = Places.ContentRoot() });
         Configure(builder);
-        AddServices(builder.Services);
-        AddSecurity(builder.Services);
+        var role = builder.Configuration.GetValue($"{TenantLoraOptions.Section}:{nameof(TenantLoraOptions.Role)}", HostRole.All);
+        AddAnswers(builder.Services);
+        AddRuntime(builder.Services, role);
+        if (role is not HostRole.Runtime) AddPeople(builder.Services);
+        AddSecurity(builder.Services, role);
         configure?.Invoke(builder);
         var app = builder.Build();
-        UsePipeline(app);
-        MapEndpoints(app);
+        UsePipeline(app, role);
+        MapEndpoints(app, role);
         return app;
     }
 
     private static void Configure(WebApplicationBuilder builder)
     {
         var configuration = builder.Configuration;
+        configuration.AddSecrets(configuration["secrets"] ?? Secrets.Folder);
         var urls = configuration["urls"];
         if (urls is null && configuration["http_ports"] is null && configuration["https_ports"] is null && !configuration.GetSection("Kestrel:Endpoints").Exists())
             builder.WebHost.UseUrls(urls = DefaultUrl);
@@ -70,7 +77,7 @@ internal static class Program
             kestrel.AddServerHeader = false;
             kestrel.ConfigureEndpointDefaults(endpoint => endpoint.Protocols = HttpProtocols.Http1);
             var limits = kestrel.Limits;
-            limits.MaxRequestBodySize = 4 << 20;
+            limits.MaxRequestBodySize = MostBody;
             limits.MaxRequestLineSize = 8192; // the hub's token travels in the query
             limits.MaxRequestHeadersTotalSize = 16_384;
             limits.MaxRequestHeaderCount = 64;
@@ -83,26 +90,60 @@ internal static class Program
         builder.Services.AddSingleton<IValidateOptions<TenantLoraOptions>, TenantLoraOptionsCheck>();
     }
 
-    private static void AddServices(IServiceCollection services)
+    /// <summary>What every role has: /v1's answers, adapters' bytes in a folder, probes, the drain.</summary>
+    private static void AddAnswers(IServiceCollection services)
     {
-        services.AddSingleton(provider => Serving.Start(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value, provider.GetRequiredService<ILoggerFactory>()));
-        services.AddSingleton(provider => Database.Open(PrivateFiles.Folder(Path.GetFullPath(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Data)).FullName,
-            provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Database));
-        services.AddSingleton(provider => new AdapterFolders(Path.GetFullPath(provider.GetRequiredService<IOptions<TenantLoraOptions>>().Value.Data)));
+        services.AddSingleton(provider => new AdapterFolders(Path.GetFullPath(OptionsOf(provider).Data)));
         services.AddSingleton(TimeProvider.System);
-        services.AddSingleton<AdapterStore>();
-        services.AddSingleton<RedisCache>();
-        services.AddSingleton<TenantAdapters>();
-        services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
-        services.AddSingleton<Usage>();
-        services.AddHostedService(provider => provider.GetRequiredService<Usage>());
         services.AddSingleton<Admission>();
         services.AddSingleton<HostMetrics>();
         services.AddSingleton<PrometheusText>();
         services.AddSingleton<CompletionService>();
-        services.AddSingleton<Generations>();
         services.AddSingleton<IHostLifetime, DrainingLifetime>();
         services.Configure<HostOptions>(host => host.ShutdownTimeout = TimeSpan.FromSeconds(5)); // after the drain
+    }
+
+    /// <summary>What answers: an engine here whose adapters' bytes are here too, an engine here that fetches them, or runtimes elsewhere.</summary>
+    private static void AddRuntime(IServiceCollection services, HostRole role)
+    {
+        switch (role)
+        {
+            case HostRole.Web:
+                services.AddSingleton(provider => WithNames(RemoteRuntimes.ConnectAsync(OptionsOf(provider), provider.GetRequiredService<ILogger<RemoteRuntimes>>()).GetAwaiter().GetResult()));
+                break;
+            case HostRole.Runtime:
+                services.AddSingleton(provider => new FetchedAdapters(provider.GetRequiredService<AdapterFolders>(), new Uri(OptionsOf(provider).AdaptersFrom!.TrimEnd('/') + "/"),
+                    OptionsOf(provider).ServiceKey!, (long)OptionsOf(provider).AdapterDiskMegabytes << 20, provider.GetRequiredService<ILogger<FetchedAdapters>>()));
+                services.AddSingleton(provider => EngineRuntime.Start(OptionsOf(provider), provider.GetRequiredService<FetchedAdapters>().BringAsync, provider.GetRequiredService<HostMetrics>(), provider.GetRequiredService<ILoggerFactory>()));
+                services.AddSingleton(provider => new Serving(provider.GetRequiredService<EngineRuntime>(), catalog: null));
+                break;
+            default:
+                services.AddSingleton(provider =>
+                {
+                    var folders = provider.GetRequiredService<AdapterFolders>();
+                    return WithNames(EngineRuntime.Start(OptionsOf(provider), (engine, digest) => Task.FromResult(engine.AddAdapter(folders.PathOf(digest), digest).Bytes),
+                        provider.GetRequiredService<HostMetrics>(), provider.GetRequiredService<ILoggerFactory>()));
+                });
+                break;
+        }
+
+        static Serving WithNames(IServedRuntime runtime) => new(runtime, new AdapterCatalog(runtime.Info.Model));
+    }
+
+    /// <summary>What people have and runtimes do not: tenants and their adapters, the store, Redis, usage, the hub.</summary>
+    private static void AddPeople(IServiceCollection services)
+    {
+        services.AddSingleton(provider => Database.Open(PrivateFiles.Folder(Path.GetFullPath(OptionsOf(provider).Data)).FullName, OptionsOf(provider).Database));
+        services.AddSingleton<AdapterStore>();
+        services.AddSingleton<RedisCache>();
+        services.AddSingleton<TenantDirectory>();
+        services.AddSingleton<TenantAdapters>();
+        services.AddHostedService(provider => provider.GetRequiredService<TenantAdapters>());
+        services.AddSingleton<AdapterPins>();
+        services.AddHostedService(provider => provider.GetRequiredService<AdapterPins>());
+        services.AddSingleton<Usage>();
+        services.AddHostedService(provider => provider.GetRequiredService<Usage>());
+        services.AddSingleton<Generations>();
         services.AddOpenApi("v1", OpenApiDescription.Configure);
         services.AddSignalR(hub =>
         {
@@ -115,37 +156,57 @@ internal static class Program
         });
     }
 
-    private static void AddSecurity(IServiceCollection services)
+    private static void AddSecurity(IServiceCollection services, HostRole role)
     {
-        services.AddSingleton<TenantDirectory>();
+        // What does not say otherwise is closed.
+        var authorization = services.AddAuthorizationBuilder().SetFallbackPolicy(new AuthorizationPolicyBuilder().RequireAuthenticatedUser().Build());
+        var authentication = services.AddAuthentication(role is HostRole.Runtime ? ServiceAuthentication.Scheme : BearerAuthentication.Scheme);
+        if (role is not HostRole.All)
+        {
+            authentication.AddScheme<AuthenticationSchemeOptions, ServiceAuthentication>(ServiceAuthentication.Scheme, null);
+            authorization.AddPolicy(ServiceEndpoints.Hosts, policy => policy.AddAuthenticationSchemes(ServiceAuthentication.Scheme).RequireAuthenticatedUser());
+        }
+        if (role is HostRole.Runtime) return;
+
+        authentication.AddScheme<AuthenticationSchemeOptions, BearerAuthentication>(BearerAuthentication.Scheme, people =>
+            people.ForwardDefaultSelector = context => role is HostRole.Web && context.Request.Path.StartsWithSegments("/service") ? ServiceAuthentication.Scheme : null);
+        authorization.AddPolicy(AdapterEndpoints.Admins, policy => policy.RequireAuthenticatedUser().RequireRole(nameof(Role.Admin)));
         services.AddSingleton<SessionTokens>();
         services.AddDataProtection().SetApplicationName("TenantLora");
         services.AddOptions<Microsoft.AspNetCore.DataProtection.KeyManagement.KeyManagementOptions>()
             .Configure<IOptions<TenantLoraOptions>, ILoggerFactory>((keys, options, loggers) => keys.XmlRepository =
                 new Microsoft.AspNetCore.DataProtection.Repositories.FileSystemXmlRepository(PrivateFiles.Folder(Path.GetFullPath(Path.Combine(options.Value.Data, "session-keys"))), loggers));
-        services.AddAuthentication(BearerAuthentication.Scheme).AddScheme<AuthenticationSchemeOptions, BearerAuthentication>(BearerAuthentication.Scheme, null);
-        // What does not say otherwise is closed.
-        services.AddAuthorizationBuilder().SetFallbackPolicy(new AuthorizationPolicyBuilder().RequireAuthenticatedUser().Build())
-            .AddPolicy(AdapterEndpoints.Admins, policy => policy.RequireAuthenticatedUser().RequireRole(nameof(Role.Admin)));
         services.AddCors();
     }
 
-    private static void UsePipeline(WebApplication app)
+    private static void UsePipeline(WebApplication app, HostRole role)
     {
         app.UseHardening();
-        app.UseDefaultFiles();
-        app.UseStaticFiles(new StaticFileOptions { OnPrepareResponse = PageCaching });
+        if (role is not HostRole.Runtime)
+        {
+            app.UseDefaultFiles();
+            app.UseStaticFiles(new StaticFileOptions { OnPrepareResponse = PageCaching });
+        }
         app.UseRouting();
-        var origins = app.Services.GetRequiredService<IOptions<TenantLoraOptions>>().Value.AllowedOrigins;
-        app.UseCors(cors => cors.WithOrigins(origins).AllowAnyHeader().AllowAnyMethod().WithExposedHeaders("x-request-id", "x-tenantlora-adapter", "x-tenantlora-version", "x-tenantlora-ignored-fields"));
+        var origins = OptionsOf(app.Services).AllowedOrigins;
+        if (role is not HostRole.Runtime) app.UseCors(cors => cors.WithOrigins(origins).AllowAnyHeader().AllowAnyMethod().WithExposedHeaders("x-request-id", "x-tenantlora-adapter", "x-tenantlora-version", "x-tenantlora-ignored-fields"));
         app.UseAuthentication();
         app.UseAuthorization();
     }
 
-    private static void MapEndpoints(WebApplication app)
+    private static void MapEndpoints(WebApplication app, HostRole role)
     {
+        app.MapProbes();
+        if (role is HostRole.Runtime)
+        {
+            app.MapCompletions(bodies: MostBody * 6).RequireTenantHeader();         // a Web host may escape a character of one byte in six
+            app.MapRuntime();
+            return;
+        }
+        if (role is HostRole.Web) app.MapAdapterBytes();
         app.MapSite();
-        app.MapOpenAi();
+        app.MapCompletions();
+        app.MapModels();
         app.MapAdapters();
         app.MapHub<ChatHub>("/hub", hub =>
         {
@@ -154,6 +215,8 @@ internal static class Program
         });
         app.MapOpenApi("/openapi/{documentName}.json").AllowAnonymous();
     }
+
+    private static TenantLoraOptions OptionsOf(IServiceProvider services) => services.GetRequiredService<IOptions<TenantLoraOptions>>().Value;
 
     // The build gives files under assets/ names with a hash of their content.
     private static void PageCaching(Microsoft.AspNetCore.StaticFiles.StaticFileResponseContext file) =>

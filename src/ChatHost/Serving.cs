@@ -1,76 +1,55 @@
 using System.Collections.Concurrent;
 using System.Runtime.CompilerServices;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Adapters;
+using TenantLora.ChatHost.Runtimes;
 using TenantLora.Connector;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost;
 
-/// <summary>What this host serves: one runtime, who may name which adapter, and what there is to say about each. Owns the runtime.</summary>
+/// <summary>What this host serves: what answers, who may name which adapter, and what there is to say about each. Owns the runtime.</summary>
 /// <param name="runtime">Answers.</param>
-/// <param name="info">The base model.</param>
-/// <param name="catalog">Each tenant's names.</param>
-internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog catalog) : IAsyncDisposable
+/// <param name="catalog">Each tenant's names; null where other hosts ask, who name the base model or an adapter's digest.</param>
+internal sealed class Serving(IServedRuntime runtime, AdapterCatalog? catalog) : IAsyncDisposable
 {
     private readonly ConcurrentDictionary<string, AdapterInfo> adapters = new(StringComparer.Ordinal);
 
-    public EngineInfo Info { get; } = info;
+    public IServedRuntime Runtime => runtime;
 
-    public AdapterCatalog Catalog => catalog;
+    public EngineInfo Info => runtime.Info;
 
-    /// <summary>The engine in this process; null where another runtime answers.</summary>
-    public Engine? Engine => runtime as Engine;
-
-    /// <summary>Brings an adapter to the runtime and keeps it there until the result is disposed of.</summary>
-    public Func<string, IDisposable>? Use { get; set; }
+    public AdapterCatalog Catalog => catalog ?? throw new InvalidOperationException("This host knows no tenants' names.");
 
     public DateTimeOffset Started { get; } = TimeProvider.System.GetUtcNow();
 
-    /// <summary>Loads the model.</summary>
-    /// <exception cref="OptionsValidationException">A folder is not there.</exception>
-    /// <exception cref="ModelFileException">The model cannot be read.</exception>
-    public static Serving Start(TenantLoraOptions options, ILoggerFactory loggers)
-    {
-        var folders = Folders(options);
-        var engine = Engine.Start(new EngineOptions
-        {
-            ModelDirectory = folders[options.Model],
-            ModelName = options.ModelName,
-            Device = options.Device,
-            Threads = options.Threads,
-            CacheTokens = options.CacheTokens,
-            AdapterMemoryMegabytes = options.AdapterMemoryMegabytes,
-            ContextLength = options.ContextLength,
-            StepTokens = options.StepTokens,
-            MaxSequences = options.MaxSequences,
-            MaxQueued = options.MaxQueued,
-            MaxAdapterRank = options.MaxAdapterRank,
-            ChatTemplate = options.ChatTemplate,
-        }, loggers);
-        return new Serving(engine, engine.Info, new AdapterCatalog(engine.Info.Model));
-    }
-
     /// <summary>The model that the tenant means; null names its first.</summary>
     /// <exception cref="TenantLoraException"><see cref="ErrorCodes.ModelNotFound"/>: the same answer whether it exists elsewhere or nowhere.</exception>
-    public CatalogModel Resolve(string tenant, string? name) => catalog.Resolve(tenant, name);
+    public CatalogModel Resolve(string tenant, string? name) => Catalog.Resolve(tenant, name);
 
     /// <summary>The model that a request means, and the request bound to it: whatever happens to the name meanwhile, it runs under this version.</summary>
     /// <exception cref="TenantLoraException">As <see cref="Resolve"/>; or the adapter cannot be brought to the runtime.</exception>
-    public PinnedRequest Pin(GenerationRequest request)
+    public async ValueTask<PinnedRequest> PinAsync(GenerationRequest request, CancellationToken cancellationToken)
     {
         while (true)
         {
-            var model = catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request));
+            var model = Find(request);
             try
             {
-                return new PinnedRequest(model, request with { Model = model.Name, Adapter = model.Digest }, model.Digest is null ? null : Use?.Invoke(model.Digest));
+                return new PinnedRequest(model, request with { Model = model.Name, Adapter = model.Digest }, model.Digest is null ? null : await runtime.HoldAsync(model.Digest, cancellationToken));
             }
-            catch (TenantLoraException) when (catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request)).Digest != model.Digest)
+            catch (TenantLoraException) when (Find(request).Digest != model.Digest)
             {
                 // The name was moved and what it meant deleted, just now.
             }
         }
     }
+
+    private CatalogModel Find(GenerationRequest request) =>
+        catalog is not null ? catalog.Resolve(request.Tenant, request.Model, AdapterCatalog.ConversationOf(request))
+        : request.Model == Info.Model ? new CatalogModel(Info.Model, null)
+        : request.Model is { } digest && AdapterFolders.IsDigest(digest) ? new CatalogModel(digest, digest)
+        : throw new TenantLoraException(ErrorCodes.ModelNotFound, $"The model '{request.Model}' does not exist here: expected '{Info.Model}' or an adapter's digest.") { Parameter = "model" };
 
     /// <summary>Told of each answer that has ended, however it did.</summary>
     public Action<PinnedRequest, AnswerEnd> Ended { get; set; } = (_, _) => { };
@@ -104,7 +83,7 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
     }
 
     /// <summary>What the tenant may name: its adapters, then the base model.</summary>
-    public IReadOnlyList<CatalogModel> Models(string tenant) => catalog.List(tenant);
+    public IReadOnlyList<CatalogModel> Models(string tenant) => Catalog.List(tenant);
 
     public void Know(AdapterInfo adapter) => adapters[adapter.Digest] = adapter;
 
@@ -115,14 +94,14 @@ internal sealed class Serving(IRuntime runtime, EngineInfo info, AdapterCatalog 
 
     public ValueTask DisposeAsync() => runtime.DisposeAsync();
 
-    /// <summary>The model's folder and the configured adapters', by the paths that the configuration gives.</summary>
+    /// <summary>The model's folder and the configured adapters', as far as the host's role needs them, by the paths that the configuration gives.</summary>
     /// <exception cref="OptionsValidationException">Names all that are not there.</exception>
     public static Dictionary<string, string> Folders(TenantLoraOptions options)
     {
         (string Option, string Path)[] wanted =
         [
-            ("Model", options.Model),
-            .. options.Tenants.SelectMany(t => t.Value.Adapters.Select(a => ($"Tenants:{t.Key}:Adapters:{a.Key}", a.Value))),
+            .. options.Role is HostRole.Web ? [] : new[] { ("Model", options.Model) },
+            .. options.Role is HostRole.Runtime ? [] : options.Tenants.SelectMany(t => t.Value.Adapters.Select(a => ($"Tenants:{t.Key}:Adapters:{a.Key}", a.Value))),
         ];
         var missing = wanted.Where(w => Places.Find(w.Path) is null)
             .Select(w => $"{TenantLoraOptions.Section}:{w.Option}: there is no folder '{w.Path}' here, beside the program or above it.").ToArray();

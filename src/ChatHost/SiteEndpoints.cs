@@ -16,11 +16,16 @@ internal static class SiteEndpoints
                 options.Value.Demo ? [.. tenants.All.Select(t => new TenantCard(t.Id, t.Name))] : []))
             .AllowAnonymous().WithSummary("What the page shows before anyone is signed in.");
         app.MapPost("/api/session", OpenSession).AllowAnonymous().WithSummary("A token for twelve hours, for a key or, in demo mode, for a tenant.");
+    }
+
+    public static void MapProbes(this IEndpointRouteBuilder app)
+    {
         app.MapGet("/health/live", () => new Health("ok")).AllowAnonymous().WithSummary("Whether the process answers.");
-        app.MapGet("/health/ready", Results<Ok<Health>, JsonHttpResult<Health>> (Admission admission) => admission.Draining
-                ? TypedResults.Json(new Health("draining"), statusCode: StatusCodes.Status503ServiceUnavailable)
-                : TypedResults.Ok(new Health("ok")))
-            .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops.");
+        app.MapGet("/health/ready", Results<Ok<Health>, JsonHttpResult<Health>> (Admission admission, Serving serving) =>
+                (admission.Draining ? "draining" : serving.Runtime.IsReady ? null : "no_runtime") is { } reason
+                    ? TypedResults.Json(new Health(reason), statusCode: StatusCodes.Status503ServiceUnavailable)
+                    : TypedResults.Ok(new Health("ok")))
+            .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops, or while no runtime answers.");
         var metrics = app.ServiceProvider.GetRequiredService<PrometheusText>(); // from now on, or what comes before the first reader is lost
         app.MapGet("/metrics", () => TypedResults.Text(metrics.Read(), PrometheusText.ContentType))
             .AllowAnonymous().WithSummary("Prometheus' text format.");

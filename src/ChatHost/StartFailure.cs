@@ -12,7 +12,7 @@ internal static class StartFailure
         OptionsValidationException options => Lines(options.Failures),
         // The binder: "Failed to convert configuration value 'x' at 'TenantLora:Threads' to type 'System.Int32'."
         InvalidOperationException { InnerException: FormatException or ArgumentException } binding when binding.Message.Contains(TenantLoraOptions.Section, StringComparison.Ordinal) => Lines([binding.Message]),
-        ModelFileException or AdapterRefusedException or ArgumentException or InvalidDataException => Lines([e.Message]),
+        ModelFileException or AdapterRefusedException or TenantLoraException or ArgumentException or InvalidDataException => Lines([e.Message]),
         IOException { InnerException: Microsoft.AspNetCore.Connections.AddressInUseException } => Lines([$"{e.Message} Stop what listens there, or choose another address with --urls http://127.0.0.1:5081."]),
         IOException or UnauthorizedAccessException => Lines([e.Message]),
         _ => null,

@@ -1,6 +1,8 @@
 using System.Globalization;
 using System.Net;
 using System.Text.Json;
+using Microsoft.Extensions.AI;
+using TenantLora.ChatHost;
 using TenantLora.ChatHost.Adapters;
 
 namespace TenantLora.Cli;
@@ -16,22 +18,24 @@ internal sealed class AdapterCommands(Terminal terminal, Server? server, bool js
     {
         var path = Server.Adapters(await Server.AdministerAsync()) + "?limit=500";
         List<JsonElement> all = [];
+        DiskCard? disk = null;
         for (string? after = null, next = path; next is not null; next = after is null ? null : $"{path}&after={Uri.EscapeDataString(after)}")
         {
             var answer = await Server.GetAsync(next);
             var page = answer.Read<AdapterPage>();
             if (page.Next is not null && page.Next == after) throw new Failure(ExitCode.Failed, "The server's list does not end.");
-            after = page.Next;
+            (after, disk) = (page.Next, page.Disk);
             if (page.Adapters is not null) all.AddRange(answer.Body.GetProperty("adapters").EnumerateArray());
         }
         if (json)
         {
-            terminal.Write(new { adapters = all });
+            terminal.Write(new { adapters = all, disk });
             return ExitCode.Done;
         }
         if (all.Count == 0) terminal.Line("No adapters yet. Bring one: tenantlora adapter push FOLDER");
-        else terminal.Table(["NAME", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "CREATED"], all.Select(Answer.Read<AdapterCard>).Select(a =>
-            new[] { a.Name, a.Active ?? "-", Canary(a), a.Previous ?? "-", a.Versions.ToString(CultureInfo.InvariantCulture), Terminal.Time(a.CreatedAt) }));
+        else terminal.Table(["NAME", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "PINNED", "CREATED"], all.Select(Answer.Read<AdapterCard>).Select(a =>
+            new[] { a.Name, a.Active ?? "-", Canary(a), a.Previous ?? "-", a.Versions.ToString(CultureInfo.InvariantCulture), a.Pinned ? "yes" : "-", Terminal.Time(a.CreatedAt) }));
+        if (disk is not null) terminal.Line($"All versions take {Terminal.Size(disk.Bytes)}{(disk.Quota is { } quota ? $" of the {Terminal.Size(quota)} that they may take" : "")} on the disk.");
         return ExitCode.Done;
     }
 
@@ -44,7 +48,7 @@ internal sealed class AdapterCommands(Terminal terminal, Server? server, bool js
             return ExitCode.Done;
         }
         var adapter = detail.Read<AdapterCard>();
-        terminal.Line($"{adapter.Name}: {(adapter.Active is null ? "no version is active" : $"{adapter.Active} is active")}{(adapter.Canary is null ? "" : $", canary {Canary(adapter)}")}{(adapter.Previous is null ? "" : $", previous {adapter.Previous}")}");
+        terminal.Line($"{adapter.Name}: {(adapter.Active is null ? "no version is active" : $"{adapter.Active} is active")}{(adapter.Canary is null ? "" : $", canary {Canary(adapter)}")}{(adapter.Previous is null ? "" : $", previous {adapter.Previous}")}{(adapter.Pinned ? ", pinned in memory" : "")}");
         var versions = Versions(detail);
         terminal.Table(["VERSION", "KIND", "RANK", "SIZE", "AS LORA", "BASE", "BY", "CREATED", "DIGEST"], versions.Select(v => new[]
         {
@@ -130,6 +134,44 @@ internal sealed class AdapterCommands(Terminal terminal, Server? server, bool js
         var (path, detail, _) = await FindAsync(name);
         return await MoveAsync(name, detail, HttpMethod.Post, path + "/rollback", new { why },
             (before, after) => $"{name}: {after.Active} is active again, {before.Active} was.", $"There is no adapter '{name}' any more.");
+    }
+
+    /// <summary>Keeps the active version in memory, or lets it take turns.</summary>
+    public async Task<int> PinAsync(string name, bool pinned)
+    {
+        var (path, _, _) = await FindAsync(name);
+        var detail = await Server.SendAsync(pinned ? HttpMethod.Put : HttpMethod.Delete, path + "/pin");
+        return Moved(detail, pinned ? $"{name} stays in memory now." : $"{name} takes turns with others now.");
+    }
+
+    /// <summary>Asks a version, and beside it what answers now: the active version, or the base model where that is the same one or none.</summary>
+    /// <param name="version">Null: the newest.</param>
+    public async Task<int> TryAsync(string name, string? version, string prompt, Func<string, Task<ChatResponse>> ask)
+    {
+        var (_, detail, adapter) = await FindAsync(name);
+        version ??= Versions(detail) is [var newest, ..] ? newest.Version : throw new Failure(ExitCode.Failed, $"{name} has no version.");
+        if (Versions(detail).All(v => v.Version != version)) throw new Failure(ExitCode.Failed, $"{name} has no version {version}.");
+        var now = adapter.Active is { } active && active != version ? $"{name}@{active}" : (await Server.GetAsync("api/site")).Read<SiteCard>().BaseModel;
+        string[] models = [now, $"{name}@{version}"];
+        var answers = await Task.WhenAll(models.Select(ask));
+        if (json)
+        {
+            terminal.Write(new
+            {
+                prompt,
+                answers = models.Zip(answers, (model, answer) => new
+                {
+                    model,
+                    text = answer.Text,
+                    finishReason = answer.FinishReason?.Value,
+                    usage = new { promptTokens = answer.Usage?.InputTokenCount, completionTokens = answer.Usage?.OutputTokenCount },
+                }),
+            });
+            return ExitCode.Done;
+        }
+        string[] heads = [now.Contains('@', StringComparison.Ordinal) ? $"{now} (active)" : $"{now} (without it)", models[1]];
+        terminal.SideBySide(heads, [.. answers.Select(a => a.Text)]);
+        return ExitCode.Done;
     }
 
     /// <param name="version">Null: the adapter with all its versions.</param>

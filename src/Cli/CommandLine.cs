@@ -3,6 +3,8 @@ using System.CommandLine.Help;
 using System.CommandLine.Invocation;
 using System.CommandLine.Parsing;
 using System.Text.RegularExpressions;
+using Microsoft.Extensions.AI;
+using TenantLora.Connector;
 using TenantLora.Runtime;
 
 namespace TenantLora.Cli;
@@ -83,6 +85,7 @@ internal sealed partial class CommandLine(Terminal terminal)
         var called = new Option<string?>("--name") { Description = "The adapter's name [the folder's]", HelpName = "NAME" };
         var model = new Option<string>("--model") { Description = "The base model's folder", HelpName = "MODELFOLDER", DefaultValueFactory = _ => "models/demo-7m" };
         var version = new Option<string?>("--version") { Description = "Which version [the newest]", HelpName = "vN" };
+        var prompt = new Argument<string>("PROMPT") { Description = "What both are asked" };
         var why = new Option<string?>("--why") { Description = "For the audit", HelpName = "TEXT" };
         var yes = new Option<bool>("--yes", "-y") { Description = "Does not ask" };
 
@@ -102,6 +105,16 @@ internal sealed partial class CommandLine(Terminal terminal)
                 return commands.ActivateAsync(adapter, one ?? other, parsed.GetValue(why));
             }),
             Connected(new Command("rollback", "Makes the version before active again") { name, why }, (parsed, commands) => commands.RollBackAsync(parsed.GetRequiredValue(name), parsed.GetValue(why))),
+            Connected(new Command("try", "Asks a version, and beside it what answers now") { versioned, prompt }, (parsed, commands) =>
+            {
+                var (adapter, one) = Split(parsed.GetRequiredValue(versioned));
+                var question = parsed.GetRequiredValue(prompt).Trim();
+                if (question.Length == 0) throw Failure.Usage("PROMPT: expected a question, found nothing.");
+                var client = new TenantLoraClient(Address(parsed), _ => Key(parsed));
+                return commands.TryAsync(adapter, one, question, model => client.GetChatClient("key", model).GetResponseAsync(question, new ChatOptions { Temperature = 0 }));
+            }),
+            Connected(new Command("pin", "Keeps the adapter's active version in memory") { name }, (parsed, commands) => commands.PinAsync(parsed.GetRequiredValue(name), pinned: true)),
+            Connected(new Command("unpin", "Lets the adapter take turns with others") { name }, (parsed, commands) => commands.PinAsync(parsed.GetRequiredValue(name), pinned: false)),
             Connected(new Command("rm", "Removes a version, or an adapter with all its versions") { versioned, yes }, (parsed, commands) =>
             {
                 var (adapter, one) = Split(parsed.GetRequiredValue(versioned));

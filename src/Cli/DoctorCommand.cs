@@ -53,7 +53,7 @@ internal sealed class DoctorCommand(Terminal terminal, Uri address, bool serverG
         TenantLoraOptions options;
         try
         {
-            var configuration = new ConfigurationBuilder().AddJsonFile(Path.Combine(Places.ContentRoot(), "appsettings.json"), optional: true).AddEnvironmentVariables().Build();
+            var configuration = new ConfigurationBuilder().AddJsonFile(Path.Combine(Places.ContentRoot(), "appsettings.json"), optional: true).AddEnvironmentVariables().AddSecrets(Secrets.Folder).Build();
             options = configuration.GetSection(TenantLoraOptions.Section).Get<TenantLoraOptions>() ?? new TenantLoraOptions();
             if (new TenantLoraOptionsCheck(configuration).Validate(null, options) is { Failed: true } wrong) Fail("settings", string.Join(' ', wrong.Failures), "Correct appsettings.json or the environment variable.");
             else Add("settings", Ok, $"{Path.Combine(Places.ContentRoot(), "appsettings.json")} and the environment");
@@ -63,7 +63,7 @@ internal sealed class DoctorCommand(Terminal terminal, Uri address, bool serverG
             Fail("settings", e.Message, "Correct appsettings.json or the environment variable.");
             options = new TenantLoraOptions();
         }
-        await ModelAsync(options.Model);
+        if (options.Role != HostRole.Web) await ModelAsync(options.Model);
         Data(Path.GetFullPath(options.Data));
     }
 

@@ -75,6 +75,25 @@ internal sealed class Terminal
         console.Value.Write(table);
     }
 
+    /// <summary>Texts beside each other on a terminal; one below the other where something else reads them.</summary>
+    public void SideBySide(string[] heads, string[] texts)
+    {
+        if (OutIsTerminal)
+        {
+            var table = new Table { Border = TableBorder.None, Expand = true };
+            foreach (var head in heads) table.AddColumn(new TableColumn(new Text(Clean(head), new Style(decoration: Decoration.Bold))) { Padding = new Padding(0, 0, 3, 0) });
+            table.AddRow(texts.Select(IRenderable (text) => new Text(Clean(text, lines: true))));
+            console.Value.Write(table);
+            return;
+        }
+        for (var i = 0; i < heads.Length; i++)
+        {
+            if (i > 0) Out.WriteLine();
+            Out.WriteLine($"{Clean(heads[i])}:");
+            Out.WriteLine(texts[i]);
+        }
+    }
+
     /// <summary>Runs what reports its progress from 0 to 1; shown on a terminal only.</summary>
     public async Task<T> ProgressAsync<T>(string doing, Func<Action<double>, Task<T>> work)
     {

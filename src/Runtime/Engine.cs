@@ -155,6 +155,24 @@ public sealed partial class Engine : IRuntime
     /// <summary>The same, and where each is.</summary>
     public IReadOnlyCollection<ResidentAdapter> Residents => adapters.Residents();
 
+    /// <summary>
+    /// These go to the device when they come here, if it has room then, and once there they make room for another only where no other adapter can.
+    /// In place of those that were named before.
+    /// </summary>
+    /// <param name="digests">Adapters that are here, or may come.</param>
+    public void KeepOnDevice(IReadOnlySet<string> digests)
+    {
+        ArgumentNullException.ThrowIfNull(digests);
+        residency.Kept = digests;
+        foreach (var digest in digests) Prefetch(digest);
+    }
+
+    private void Prefetch(string digest)
+    {
+        using var lease = adapters.Acquire(digest);
+        if (lease is not null) residency.Prefetch(lease.Entry);
+    }
+
     /// <summary>Size of the largest <c>adapter_model.safetensors</c> that can be accepted.</summary>
     public long MaxAdapterFileBytes => AdapterFile.LargestFile(config, MaxAdapterRank);
 
@@ -169,19 +187,33 @@ public sealed partial class Engine : IRuntime
     }
 
     /// <summary>Checks a PEFT folder and makes it available under its digest. Adding the same bytes again changes nothing.</summary>
+    /// <param name="directory">The folder.</param>
+    /// <param name="digest">What its files must be; null: whatever they are.</param>
     /// <exception cref="AdapterRefusedException">With the whole report.</exception>
-    public AdapterInfo AddAdapter(string directory)
+    /// <exception cref="InvalidDataException">The files are another adapter's.</exception>
+    public AdapterInfo AddAdapter(string directory, string? digest = null)
     {
-        var report = TryAddAdapter(directory);
-        return report.Adapter ?? throw new AdapterRefusedException(directory, report);
+        var (report, adapter) = ReadAdapter(directory);
+        if (adapter is null) throw new AdapterRefusedException(directory, report);
+        if (digest is null || adapter.Info.Digest == digest) return Admit(adapter);
+        var found = adapter.Info.Digest;
+        adapter.Dispose();
+        throw new InvalidDataException($"{directory}: expected the files of {digest}, found those of {found}.");
     }
 
     /// <summary>The same, with what was found, and without an exception where it is refused.</summary>
     public AdapterReport TryAddAdapter(string directory)
     {
         var (report, adapter) = ReadAdapter(directory);
-        if (adapter is not null) adapters.Add(adapter);
+        if (adapter is not null) Admit(adapter);
         return report;
+    }
+
+    private AdapterInfo Admit(Adapter adapter)
+    {
+        var info = adapters.Add(adapter);
+        if (residency.Kept.Contains(info.Digest)) Prefetch(info.Digest);
+        return info;
     }
 
     /// <summary>Of the caller's making, checked and named by the caller; the engine owns it.</summary>

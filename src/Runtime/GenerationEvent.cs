@@ -25,7 +25,7 @@ public sealed record PrefillProgress(int Done, int Total) : GenerationEvent;
 /// <param name="Text">May be empty when only <see cref="LogProbabilities"/> come.</param>
 public sealed record TextDelta(string Text) : GenerationEvent
 {
-    /// <summary>Tokens generated since the last delta: more than one when a character or a possible stop string was held back. Over HTTP, where nobody says, 1.</summary>
+    /// <summary>Tokens generated since the last delta: more than one when a character or a possible stop string was held back. Over HTTP 1 where nobody says.</summary>
     public int Tokens { get; init; } = 1;
 
     /// <summary>One entry a generated token since the last delta, when asked for.</summary>

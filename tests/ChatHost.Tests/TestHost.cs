@@ -5,6 +5,7 @@ using Microsoft.AspNetCore.Builder;
 using Microsoft.Extensions.DependencyInjection;
 using Microsoft.Extensions.Hosting;
 using Microsoft.Extensions.Logging;
+using TenantLora.ChatHost.Runtimes;
 using TenantLora.ChatHost.Security;
 using TenantLora.Connector;
 using TenantLora.Runtime;
@@ -17,6 +18,7 @@ internal sealed class TestHost : IAsyncDisposable
 {
     public const string HarborDigest = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
     public const string LedgerDigest = "sha256:2222222222222222222222222222222222222222222222222222222222222222";
+    private static readonly AdapterInfo Harbor = new(HarborDigest, "prolora", 16, 456_000, 1_800_000, "demo-7m"), Ledger = new(LedgerDigest, "prolora", 8, 123_000, 900_000, "demo-7m");
     private readonly string data;           // of this host alone, where no other was given
 
     private TestHost(WebApplication app, string data)
@@ -24,7 +26,7 @@ internal sealed class TestHost : IAsyncDisposable
         (App, this.data) = (app, data);
         Data = app.Services.GetRequiredService<Microsoft.Extensions.Options.IOptions<TenantLoraOptions>>().Value.Data;
         Url = new Uri(app.Urls.First());
-        Keys = app.Services.GetRequiredService<TenantDirectory>().DemoKeys;
+        Keys = app.Services.GetService<TenantDirectory>()?.DemoKeys ?? new Dictionary<string, string>();
     }
 
     public WebApplication App { get; }
@@ -94,10 +96,44 @@ internal sealed class TestHost : IAsyncDisposable
         var catalog = new AdapterCatalog("demo-7m");
         catalog.Set("harbor", "harbor", HarborDigest);
         catalog.Set("ledger", "ledger", LedgerDigest);
-        var serving = new Serving(runtime, new EngineInfo("demo-7m", "llama", 7_345_664, 2048, "fake", "sha256:0"), catalog);
-        serving.Know(new AdapterInfo(HarborDigest, "prolora", 16, 456_000, 1_800_000, "demo-7m"));
-        serving.Know(new AdapterInfo(LedgerDigest, "prolora", 8, 123_000, 900_000, "demo-7m"));
+        var serving = new Serving(runtime as IServedRuntime ?? new FakeServed(runtime), catalog);
+        serving.Know(Harbor);
+        serving.Know(Ledger);
         return serving;
+    }
+
+    /// <summary>A runtime that only answers, as what a host wants of one.</summary>
+    private sealed class FakeServed(IRuntime runtime) : IServedRuntime
+    {
+        public EngineInfo Info { get; } = new("demo-7m", "llama", 7_345_664, 2048, "fake", "sha256:0");
+
+        public long MaxAdapterFileBytes => 1 << 20;
+
+        public long AdapterMemory => 1 << 30;
+
+        public bool IsReady => true;
+
+        /// <summary>The configuration's adapters are there at the start, and taken for what the test says of them.</summary>
+        public Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken) => Task.FromResult(new AdapterReport(tenant switch
+        {
+            "harbor" => Harbor,
+            "ledger" => Ledger,
+            _ => Harbor with { Digest = "sha256:" + Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(Encoding.UTF8.GetBytes(tenant))) },
+        }, []));
+
+        public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => new(new MemoryStream());
+
+        public bool Forget(string digest, Action whenLeft) => true;
+
+        public Task KeepAsync(System.Collections.Immutable.ImmutableDictionary<string, System.Collections.Immutable.ImmutableHashSet<string>> adapters, CancellationToken cancellationToken) => Task.CompletedTask;
+
+        public Task<Residents> ResidentsAsync(string tenant, CancellationToken cancellationToken) => Task.FromResult(new Residents(0, null, []));
+
+        public IAsyncEnumerable<GenerationEvent> GenerateAsync(GenerationRequest request, CancellationToken cancellationToken = default) => runtime.GenerateAsync(request, cancellationToken);
+
+        public ValueTask<IReadOnlyList<string>> ListModelsAsync(string tenant, CancellationToken cancellationToken = default) => runtime.ListModelsAsync(tenant, cancellationToken);
+
+        public ValueTask DisposeAsync() => runtime.DisposeAsync();
     }
 
     /// <summary>Leaves the test runner's signals alone.</summary>
@@ -106,5 +142,14 @@ internal sealed class TestHost : IAsyncDisposable
         public Task WaitForStartAsync(CancellationToken cancellationToken) => Task.CompletedTask;
 
         public Task StopAsync(CancellationToken cancellationToken) => Task.CompletedTask;
+    }
+}
+
+internal static class ServingExtensions
+{
+    extension(Serving serving)
+    {
+        /// <summary>The engine in the host's process, if it has one.</summary>
+        public Engine? Engine => (serving.Runtime as EngineRuntime)?.Engine;
     }
 }

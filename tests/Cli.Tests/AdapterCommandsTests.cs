@@ -51,9 +51,11 @@ public sealed class AdapterCommandsTests(DemoHost host) : IClassFixture<DemoHost
         var table = await Run("ledger", "adapter", "ls");
         Assert.Equal(0, table.ExitCode);
         var lines = table.Out.ReplaceLineEndings("\n").TrimEnd().Split('\n');
-        Assert.Equal(["NAME", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "CREATED"], lines[0].Split(' ', StringSplitOptions.RemoveEmptyEntries));
-        Assert.Equal(["ledger", "v1", "-", "-", "1"], lines[1].Split(' ', StringSplitOptions.RemoveEmptyEntries)[..5]);
+        Assert.Equal(["NAME", "ACTIVE", "CANARY", "PREVIOUS", "VERSIONS", "PINNED", "CREATED"], lines[0].Split(' ', StringSplitOptions.RemoveEmptyEntries));
+        Assert.Equal(["ledger", "v1", "-", "-", "1", "-"], lines[1].Split(' ', StringSplitOptions.RemoveEmptyEntries)[..6]);
+        Assert.Matches(@"^All versions take 18\d\.\d kB of the 10\.7 GB that they may take on the disk\.$", lines[2]);
         Assert.DoesNotContain('\e', table.Out);
+        Assert.Equal(10L << 30, (await Run("ledger", "adapter", "ls", "--json")).Json.GetProperty("disk").GetProperty("quota").GetInt64());
         Assert.Equal("ledger", Assert.Single((await Run("ledger", "adapter", "ls", "--json")).Json.GetProperty("adapters").EnumerateArray()).GetProperty("name").GetString());
 
         var shown = await Run("ledger", "adapter", "show", "ledger");
@@ -70,6 +72,55 @@ public sealed class AdapterCommandsTests(DemoHost host) : IClassFixture<DemoHost
         var absent = await Run("ledger", "adapter", "show", "harbor");
         Assert.Equal((1, ""), (absent.ExitCode, absent.Out));
         Assert.Contains("ledger has no adapter 'harbor'", absent.Error, StringComparison.Ordinal);
+    }
+
+    [Fact]
+    public async Task A_version_is_tried_beside_what_answers_now()
+    {
+        const string Question = "When are you open?";
+        Assert.Equal(0, (await Run("kernel", "adapter", "push", Adapter("ledger"), "--name", "kernel")).ExitCode);
+        var ledger = (await new Tool(host.Url, host.Key("ledger")) { Piped = Question }.RunAsync("chat", "--model", "ledger")).Out.TrimEnd();
+        var kernel = (await new Tool(host.Url, host.Key("kernel")) { Piped = Question }.RunAsync("chat", "--model", "kernel")).Out.TrimEnd();
+        var tried = await Run("kernel", "adapter", "try", "kernel@v2", Question);
+        Assert.Equal((0, ""), (tried.ExitCode, tried.Error));
+        Assert.Equal($"kernel@v1 (active):\n{kernel}\n\nkernel@v2:\n{ledger}\n", tried.Out.ReplaceLineEndings("\n"));
+
+        var json = (await Run("kernel", "adapter", "try", "kernel", Question, "--json")).Json;           // the newest
+        Assert.Equal(Question, json.GetProperty("prompt").GetString());
+        Assert.Equal([("kernel@v1", kernel, "stop"), ("kernel@v2", ledger, "stop")], json.GetProperty("answers").EnumerateArray().Select(a => (a.GetProperty("model").GetString()!, a.GetProperty("text").GetString()!, a.GetProperty("finishReason").GetString()!)));
+        Assert.All(json.GetProperty("answers").EnumerateArray(), a => Assert.True(a.GetProperty("usage").GetProperty("completionTokens").GetInt32() > 3));
+
+        // The active one has the base model beside it; on a terminal they stand side by side.
+        var beside = await new Tool(host.Url, host.Key("kernel")) { OnTerminal = true, Environment = { ["NO_COLOR"] = "1" } }.RunAsync("adapter", "try", "kernel@v1", Question);
+        Assert.Matches("^demo-7m \\(without it\\) +kernel@v1 *$", beside.Out.ReplaceLineEndings("\n").Split('\n')[0]);
+
+        foreach (var (args, code, says) in new (string[], int, string)[]
+        {
+            (["kernel@v9", Question], 1, "kernel has no version v9"), (["harbor@v1", Question], 1, "kernel has no adapter 'harbor'"), (["kernel@v1", "  "], 2, "expected a question"), (["kernel@v1"], 2, "PROMPT"),
+            (["kernel@latest", Question], 2, "Expected a version like v3"),
+        })
+        {
+            var refused = await Run("kernel", ["adapter", "try", .. args]);
+            Assert.Equal((code, ""), (refused.ExitCode, refused.Out));
+            Assert.Contains(says, refused.Error, StringComparison.OrdinalIgnoreCase);
+        }
+        Assert.Equal(0, (await Run("kernel", "adapter", "rm", "kernel@v2", "--yes")).ExitCode);
+    }
+
+    [Fact]
+    public async Task An_adapter_is_pinned_and_unpinned()
+    {
+        Assert.Equal((0, "lantern stays in memory now.\n"), await Says("pin", "lantern"));
+        Assert.StartsWith("lantern: v1 is active, pinned in memory", (await Says("show", "lantern")).Item2, StringComparison.Ordinal);
+        Assert.True((await Run("lantern", "adapter", "pin", "lantern", "--json")).Json.GetProperty("pinned").GetBoolean());
+        Assert.Equal((0, "lantern takes turns with others now.\n"), await Says("unpin", "lantern"));
+        Assert.Equal(1, (await Says("pin", "absent")).Item1);
+
+        async Task<(int, string)> Says(params string[] args)
+        {
+            var run = await Run("lantern", ["adapter", .. args]);
+            return (run.ExitCode, run.Out.ReplaceLineEndings("\n"));
+        }
     }
 
     [Theory]

@@ -61,6 +61,19 @@ public sealed partial class ProcessTests : IDisposable
         if (!OperatingSystem.IsWindows()) Assert.Contains("cannot be written", failed["data"], StringComparison.Ordinal);
     }
 
+    /// <summary>A web host has no model to look at, and wants to know its runtimes.</summary>
+    [Fact]
+    public async Task The_doctor_knows_a_web_host_from_one_with_an_engine()
+    {
+        Environment["TenantLora__Role"] = "Web";
+        Environment["TenantLora__ServiceKey"] = new string('k', 32);
+        using var process = Start("doctor", "--json", "--server", "http://127.0.0.1:1");
+        var checks = JsonSerializer.Deserialize<JsonElement>(await process.StandardOutput.ReadToEndAsync().WaitAsync(TimeSpan.FromSeconds(60))).GetProperty("checks").EnumerateArray().ToDictionary(c => c.GetProperty("name").GetString()!);
+        await process.WaitForExitAsync();
+        Assert.Contains("TenantLora:Runtimes: expected addresses", checks["settings"].GetProperty("found").GetString(), StringComparison.Ordinal);
+        Assert.DoesNotContain("model", checks.Keys);
+    }
+
     private Dictionary<string, string> Environment { get; } = [];
 
     private Process Start(params string[] args)

@@ -15,6 +15,8 @@ public sealed class ServerTests
     [InlineData("adapter", "ls")]
     [InlineData("ps")]
     [InlineData("adapter", "push", "HARBOR")]
+    [InlineData("adapter", "try", "harbor@v1", "Hello")]
+    [InlineData("adapter", "pin", "harbor")]
     [InlineData("chat")]
     [InlineData("doctor")]
     public async Task A_server_that_is_not_there_is_3(params string[] args)

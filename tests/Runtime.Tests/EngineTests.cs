@@ -496,6 +496,39 @@ public sealed class AheadEngineTests : EngineTests
         await Quiet(engine);
     }
 
+    /// <summary>With room for one sequence, which another has: an adapter comes to the device when its request arrives, and not when it could run.</summary>
+    [Fact]
+    public async Task An_adapter_is_fetched_while_its_request_still_waits_for_its_turn()
+    {
+        using var go = new ManualResetEventSlim();
+        await using var engine = Start(maxSequences: 1);
+        var digest = engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest;
+        var steps = 0;
+        onStep = _ => { if (++steps == 3) go.Wait(); };
+        var runs = Read(engine, Ask("Hello", maxTokens: 20));
+        for (var i = 0; steps < 3 && i < 500; i++) await Task.Delay(10);
+        var waits = Read(engine, Ask("Hello", digest));
+        for (var i = 0; !engine.Residents.Single().OnDevice && i < 500; i++) await Task.Delay(10);
+        Assert.Equal((true, 1, false), (engine.Residents.Single().OnDevice, engine.Status.Waiting, runs.IsCompleted));
+        go.Set();
+        await runs;
+        await waits;
+        await Quiet(engine);
+    }
+
+    [Fact]
+    public async Task Adapters_to_be_kept_come_to_the_device_before_anyone_asks()
+    {
+        await using var engine = Start();
+        var first = engine.AddAdapter(Repo.Path("adapters", "harbor")).Digest;
+        Assert.DoesNotContain(engine.Residents, r => r.OnDevice);
+        engine.KeepOnDevice(new HashSet<string> { first, engine.ValidateAdapter(Repo.Path("adapters", "ledger")).Adapter!.Digest });
+        var second = engine.AddAdapter(Repo.Path("adapters", "ledger")).Digest;
+        for (var i = 0; engine.Status.AdapterLoads < 2 && i < 500; i++) await Task.Delay(10);
+        Assert.Equal([first, second], engine.Residents.Where(r => r.OnDevice).Select(r => r.Digest));
+        await Quiet(engine);
+    }
+
     [Fact]
     public async Task A_load_that_fails_ends_those_who_wait_for_it()
     {

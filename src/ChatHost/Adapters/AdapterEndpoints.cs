@@ -1,9 +1,12 @@
+using System.Data.Common;
 using System.Globalization;
 using System.Text.Json;
 using System.Text.Json.Serialization;
 using Microsoft.AspNetCore.Http.Features;
 using Microsoft.AspNetCore.Http.HttpResults;
 using Microsoft.AspNetCore.Mvc;
+using Microsoft.Data.Sqlite;
+using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Security;
 using TenantLora.ChatHost.Store;
 using TenantLora.Runtime;
@@ -44,6 +47,10 @@ internal static partial class AdapterEndpoints
         tenant.MapPost("/adapters/{name}/rollback", (string tenant, string name, [FromBody] Reason? reason, HttpContext context, TenantAdapters adapters, AdapterStore store) =>
                 TooLong(reason?.Why) ?? Changed(context, adapters, store, tenant, name, (s, etag, who) => s.RollBack(tenant, name, etag, who, reason?.Why)))
             .WithSummary("Makes the version before active again.");
+        tenant.MapPut("/adapters/{name}/pin", (string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterPins pins, AdapterStore store) => Pin(context, adapters, pins, store, tenant, name, pinned: true))
+            .WithSummary("Keeps the adapter's active version in memory, whichever that is, while others take turns. Within the tenant's share.");
+        tenant.MapDelete("/adapters/{name}/pin", (string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterPins pins, AdapterStore store) => Pin(context, adapters, pins, store, tenant, name, pinned: false))
+            .WithSummary("Lets the adapter take turns with others.");
         tenant.MapDelete("/adapters/{name}/versions/{version}", (string tenant, string name, string version, HttpContext context, TenantAdapters adapters) =>
                 AdapterStore.Number(version) is { } number ? Done(adapters.Apply(s => s.DeleteVersion(tenant, name, number, context.User.Who())), "version_in_use", "The version is active or on trial. Move the alias first.") : Refused(404))
             .WithSummary("Deletes a version that no alias needs. Running answers keep it to their end.");
@@ -56,17 +63,17 @@ internal static partial class AdapterEndpoints
         tenant.MapGet("/keys", Keys).WithSummary("The tenant's keys, without the keys.");
         tenant.MapPost("/keys", CreateKey).WithSummary("Makes a key, which is shown this once.");
         tenant.MapDelete("/keys/{id}", (string tenant, string id, HttpContext context, TenantAdapters adapters) => Done(adapters.Apply(s => s.RevokeKey(tenant, id, context.User.Who())))).WithSummary("Revokes a key that was made here.");
-        app.MapGet("/api/adapters/resident", Resident).RequireAuthorization(Admins).WithSummary("Where the tenant's adapters are, and the device's room for adapters.");
+        app.MapGet("/api/adapters/resident", ResidentAsync).RequireAuthorization(Admins).WithSummary("Where the tenant's adapters are, and the device's room for adapters.");
     }
 
     // ---- Reading
 
-    private static IResult List(string tenant, AdapterStore store, string? after, int? limit)
+    private static IResult List(string tenant, AdapterStore store, IOptions<TenantLoraOptions> options, string? after, int? limit)
     {
         var most = Limit(limit);
         var page = store.List(tenant, after ?? "", most);
         var counts = store.CountVersions(tenant);
-        return Json(new AdapterPage([.. page.Select(a => Card(a, counts.GetValueOrDefault(a.Name)))], page.Count == most ? page[^1].Name : null));
+        return Json(new AdapterPage([.. page.Select(a => Card(a, counts.GetValueOrDefault(a.Name)))], page.Count == most ? page[^1].Name : null, new DiskCard(store.StoredBytes(tenant), options.Value.AdapterQuota(tenant))));
     }
 
     private static IResult Detail(AdapterStore store, string tenant, string name, HttpContext context)
@@ -78,15 +85,15 @@ internal static partial class AdapterEndpoints
         return Json(new AdapterDetail(Card(adapter, versions.Count), [.. versions.Select(Card)]));
     }
 
-    private static IResult Resident(HttpContext context, Serving serving, AdapterStore store)
+    private static async Task<IResult> ResidentAsync(HttpContext context, Serving serving, AdapterStore store)
     {
         var tenant = context.User.Tenant();
-        var there = serving.Engine?.Residents.ToDictionary(r => r.Digest) ?? [];
+        var residents = await serving.Runtime.ResidentsAsync(tenant, context.RequestAborted);
+        var there = residents.Adapters.ToDictionary(r => r.Digest);
         var adapters = from version in store.VersionsOf(tenant)
                        let resident = there.GetValueOrDefault(version.Digest)
                        select new ResidentCard(version.Name, AdapterStore.Label(version.Number), version.Digest, version.Bytes, resident is null ? "disk" : resident.OnDevice ? "device" : "host");
-        var status = serving.Engine?.Status;
-        return Json(new ResidentPage(status?.AdapterBytes ?? 0, status is { AdapterBudget: < long.MaxValue } ? status.AdapterBudget : null, [.. adapters]));
+        return Json(new ResidentPage(residents.DeviceBytes, residents.DeviceBudget, [.. adapters]));
     }
 
     private static IResult Used(string tenant, Usage usage, TimeProvider time, int? hours)
@@ -107,19 +114,21 @@ internal static partial class AdapterEndpoints
 
     private static async Task<IResult> UploadAsync(string tenant, string name, HttpContext context, TenantAdapters adapters, AdapterFolders folders, Serving serving, UploadSlots uploads)
     {
-        if (serving.Engine is not { } engine) return Refused(501, "unsupported", "This host has no engine to judge adapters with.");
+        // What a client sends beyond the length that it gave is not to be taken for a request.
+        context.Response.Headers.Connection = "close";
         if (!IsName(name)) return Refused(400, "invalid_value", $"An adapter's name is 1 to {LongestName} letters, digits, '.', '_' and '-', and begins with a letter or digit.");
         if (name == serving.Info.Model) return Refused(409, "name_taken", "This is the base model's name.");
-        var most = engine.MaxAdapterFileBytes + (2 << 20);
-        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {engine.MaxAdapterFileBytes} bytes.");
+        var largest = serving.Runtime.MaxAdapterFileBytes;
+        var most = largest + (2 << 20);
+        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {largest} bytes.");
         if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
         using var slot = uploads.Enter(tenant);
         if (slot is null) return new Refusal(new ApiError(429, ErrorCodes.QueueFull, $"{UploadsAtOnce} uploads of this tenant are under way. Try again when one is over.", RetryAfter: TimeSpan.FromSeconds(1)));
         try
         {
             using var staged = folders.Stage();
-            await new AdapterUpload(staged, engine.MaxAdapterFileBytes).ReceiveAsync(context.Request, context.RequestAborted);
-            var (report, version, created) = await Task.Run(() => adapters.AddAsync(staged, tenant, name, context.User.Who()));
+            await new AdapterUpload(staged, largest).ReceiveAsync(context.Request, context.RequestAborted);
+            var (report, version, created) = await adapters.AddAsync(staged, tenant, name, context.User.Who(), context.RequestAborted);
             if (version is null) return TypedResults.Json(RefusedReport.Of(report), Wire, "application/problem+json", 422);
             return created
                 ? TypedResults.Json(new Uploaded(Card(version), true), Wire, statusCode: 201)
@@ -129,7 +138,11 @@ internal static partial class AdapterEndpoints
         {
             return new Refusal(e.Error);
         }
-        catch (Exception e) when (e is IOException or UnauthorizedAccessException && e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested)
+        catch (QuotaExceededException e)
+        {
+            return Refused(413, "quota_exceeded", $"The tenant's adapters take {e.Kept} bytes, and this would take {e.More} more: beyond the {e.Quota} that it may keep. Delete versions that nobody needs.");
+        }
+        catch (Exception e) when (e is DbException or IOException or UnauthorizedAccessException or ArgumentOutOfRangeException { ParamName: "value" } && e is not BadHttpRequestException && !context.RequestAborted.IsCancellationRequested)
         {
             Unwritable(context.RequestServices.GetRequiredService<ILoggerFactory>().CreateLogger(typeof(AdapterEndpoints)), e);
             return IsFull(e) ? Refused(507, "no_space", "The server has no room left for adapters.") : Refused(503, "store_unwritable", "The server cannot write adapters at present.");
@@ -137,7 +150,22 @@ internal static partial class AdapterEndpoints
     }
 
     /// <summary>ENOSPC, EDQUOT, EFBIG; ERROR_HANDLE_DISK_FULL, ERROR_DISK_FULL.</summary>
-    private static bool IsFull(Exception e) => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112;
+    private static bool IsFull(Exception e) => e switch
+    {
+        SqliteException store => store.SqliteErrorCode is 13 || store.SqliteExtendedErrorCode is 778,         // SQLITE_FULL; SQLITE_IOERR_WRITE, of a write that the system refused
+        DbException store => store.SqlState is "53100",
+        ArgumentOutOfRangeException => true,            // .NET's word for EFBIG
+        _ => (e.HResult & 0xFFFF) is 28 or 122 or 27 or 39 or 112,
+    };
+
+    private static IResult Pin(HttpContext context, TenantAdapters adapters, AdapterPins pins, AdapterStore store, string tenant, string name, bool pinned) =>
+        adapters.Apply(s => s.Pin(tenant, name, pinned, pins.Share, context.User.Who())) switch
+        {
+            Change.Done => Detail(store, tenant, name, context),
+            Change.NoVersion => Refused(409, "nothing_active", "No version is active that could be pinned."),
+            Change.Conflict => Refused(409, "pin_limit", $"Pinned adapters of one tenant may take {pins.Share} bytes of memory together, and with this one they would take more."),
+            _ => Refused(404),
+        };
 
     private static IResult Move(HttpContext context, TenantAdapters adapters, AdapterStore store, string tenant, string name, AliasMove move, Func<AdapterStore, long, long, string, Change> change) =>
         TooLong(move.Why) ?? (AdapterStore.Number(move.Version) is { } number
@@ -195,7 +223,7 @@ internal static partial class AdapterEndpoints
 
     // ---- Cards
 
-    private static AdapterCard Card(StoredAdapter a, long versions) => new(a.Name, Etag(a), Time(a.CreatedAt), AdapterStore.Label(a.Active), AdapterStore.Label(a.Previous), a is { Canary: { } canary, Share: { } share } ? new CanaryCard(AdapterStore.Label(canary), share) : null, versions);
+    private static AdapterCard Card(StoredAdapter a, long versions) => new(a.Name, Etag(a), Time(a.CreatedAt), AdapterStore.Label(a.Active), AdapterStore.Label(a.Previous), a is { Canary: { } canary, Share: { } share } ? new CanaryCard(AdapterStore.Label(canary), share) : null, versions, a.Pinned != 0);
 
     private static VersionCard Card(StoredVersion v) => new(AdapterStore.Label(v.Number), v.Digest, v.Kind, v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel, Time(v.CreatedAt), v.CreatedBy,
         JsonSerializer.Deserialize(v.Findings, AdapterJson.Wire.IReadOnlyListAdapterFinding) ?? []);
@@ -253,9 +281,13 @@ internal static partial class AdapterEndpoints
 
 // What goes over the wire, in camel case.
 
-internal sealed record AdapterPage(IReadOnlyList<AdapterCard> Adapters, string? Next);
+internal sealed record AdapterPage(IReadOnlyList<AdapterCard> Adapters, string? Next, DiskCard? Disk = null);
 
-internal record AdapterCard(string Name, string Etag, DateTimeOffset CreatedAt, string? Active, string? Previous, CanaryCard? Canary, long Versions);
+/// <param name="Bytes">What all the tenant's versions take, the same bytes once.</param>
+/// <param name="Quota">What they may take; null: no limit.</param>
+internal sealed record DiskCard(long Bytes, long? Quota);
+
+internal record AdapterCard(string Name, string Etag, DateTimeOffset CreatedAt, string? Active, string? Previous, CanaryCard? Canary, long Versions, bool Pinned = false);
 
 /// <param name="Share">Percent of conversations.</param>
 internal sealed record CanaryCard(string Version, long Share);

@@ -13,6 +13,7 @@ internal sealed class AdapterFolders : IDisposable
     /// <summary>The two files; and the one that is known by its name alone and never read.</summary>
     public const string ConfigName = "adapter_config.json", WeightsName = "adapter_model.safetensors", PickleName = "adapter_model.bin";
 
+    private const string Algorithm = "sha256:";
     private static readonly TimeSpan LongestUpload = TimeSpan.FromHours(1);
     private readonly string root, staging, hosts, host = Guid.NewGuid().ToString("N");
     private readonly FileStream alive;
@@ -59,7 +60,7 @@ internal sealed class AdapterFolders : IDisposable
     /// <param name="digest"><c>sha256:</c> and 64 hex digits, as the runtime computed it; never a caller's text.</param>
     public string PathOf(string digest)
     {
-        var hex = digest.AsSpan("sha256:".Length);
+        var hex = digest.AsSpan(Algorithm.Length);
         return Path.Join(root, hex[..2], hex[2..]);
     }
 
@@ -76,13 +77,27 @@ internal sealed class AdapterFolders : IDisposable
         }
         catch (IOException) when (Directory.Exists(to))
         {
-            return;         // the same bytes: another upload was first
+            // The same bytes: another upload was first. What follows is done all the same, or the time would tell.
         }
         FolderToDisk(parent);
         FolderToDisk(root);
     }
 
     public bool Has(string digest) => Directory.Exists(PathOf(digest));
+
+    /// <summary>Whether a text is a digest, so that <see cref="PathOf"/> may be asked.</summary>
+    public static bool IsDigest(string text) => text.Length == Algorithm.Length + 64 && text.StartsWith(Algorithm, StringComparison.Ordinal) && text.Skip(Algorithm.Length).All(char.IsAsciiHexDigitLower);
+
+    /// <summary>Notes that an adapter was wanted just now.</summary>
+    public void Touch(string digest) => Directory.SetLastWriteTimeUtc(PathOf(digest), DateTime.UtcNow);
+
+    /// <summary>All that are here: their sizes, and when they came or were last wanted.</summary>
+    public IReadOnlyList<(string Digest, long Bytes, DateTime LastUsed)> Kept() =>
+    [
+        .. from pair in new DirectoryInfo(root).EnumerateDirectories("??")
+           from folder in pair.EnumerateDirectories()
+           select (Algorithm + pair.Name + folder.Name, folder.EnumerateFiles().Sum(f => f.Length), folder.LastWriteTimeUtc),
+    ];
 
     /// <summary>Deletes an adapter's files, unless <paramref name="isWanted"/> says, once they are out of sight, that another host has just named them.</summary>
     public void Delete(string digest, Func<bool> isWanted)
@@ -152,6 +167,9 @@ internal sealed class AdapterFolders : IDisposable
 internal sealed class StagedFolder(string path) : IDisposable
 {
     public string Path { get; } = path;
+
+    /// <summary>Of the files in it.</summary>
+    public long Bytes => new DirectoryInfo(Path).EnumerateFiles().Sum(f => f.Length);
 
     public void Dispose()
     {

@@ -1,7 +1,7 @@
-using System.Collections.Concurrent;
 using System.Collections.Immutable;
 using System.Text.Json;
 using Microsoft.Extensions.Options;
+using TenantLora.ChatHost.Operations;
 using TenantLora.ChatHost.Security;
 using TenantLora.ChatHost.Store;
 using TenantLora.Connector;
@@ -11,27 +11,24 @@ namespace TenantLora.ChatHost.Adapters;
 
 /// <summary>
 /// The life of tenants' adapters: from files to a version, from a version to what names mean, and back to nothing. The store decides; the catalog, the
-/// engine and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
+/// runtime and the keys follow it, at once after this host's own changes, as soon as Redis tells of another's, and without Redis within <see cref="Period"/>.
 /// </summary>
 internal sealed partial class TenantAdapters(
-    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
+    Serving serving, AdapterStore store, RedisCache redis, AdapterFolders folders, TenantDirectory tenants, AdapterPins pins, HostMetrics metrics, IOptions<TenantLoraOptions> options, ILogger<TenantAdapters> log) : BackgroundService
 {
     /// <summary>How often the store is asked whether another host has changed it.</summary>
     public static readonly TimeSpan Period = TimeSpan.FromMilliseconds(500);
 
-    private static readonly IDisposable Nobody = new MemoryStream();
     private readonly Lock following = new(), bytes = new();
-    private readonly ConcurrentDictionary<string, HeldAdapter> held = new(StringComparer.Ordinal);          // by the engine, in host memory
     private readonly Dictionary<(string Tenant, string Name), string[]> digests = [];
-    private readonly long budget = options.Value.AdapterHostMegabytes > 0 ? (long)options.Value.AdapterHostMegabytes << 20 : GC.GetGCMemoryInfo().TotalAvailableMemoryBytes / 4;
+    private readonly Dictionary<string, long> stored = new(StringComparer.Ordinal);          // bytes on the disk by digest
     private long generation = -1;
 
     // ---- The host's start and its life
 
-    public override Task StartAsync(CancellationToken cancellationToken)
+    public override async Task StartAsync(CancellationToken cancellationToken)
     {
-        serving.Use = Use;
-        Import();
+        await ImportAsync(cancellationToken);
         Follow();
         if (folders.Sweep(store.Digests()) is var swept and > 0) Swept(log, swept);
         redis.Listen(change =>
@@ -45,7 +42,7 @@ internal sealed partial class TenantAdapters(
                 Unheard(log, e);            // the next look at the store will do
             }
         });
-        return base.StartAsync(cancellationToken);
+        await base.StartAsync(cancellationToken);
     }
 
     protected override async Task ExecuteAsync(CancellationToken stoppingToken)
@@ -55,7 +52,6 @@ internal sealed partial class TenantAdapters(
             try
             {
                 Follow();
-                if (serving.Engine is { } engine) MakeRoom(engine);         // for what ran when it should have gone
                 if (!well) Back(log);
                 well = true;
             }
@@ -68,15 +64,14 @@ internal sealed partial class TenantAdapters(
 
     /// <summary>Adapters of the configuration become versions like any other. The first of a name is active from the start; what an admin has done since stands.</summary>
     /// <exception cref="AdapterRefusedException">One does not fit: as wrong as any other option.</exception>
-    private void Import()
+    private async Task ImportAsync(CancellationToken cancellationToken)
     {
-        if (serving.Engine is not { } engine) return;
         var places = Serving.Folders(options.Value);
         foreach (var (tenant, settings) in options.Value.Tenants)
             foreach (var (name, path) in settings.Adapters)
             {
                 if (name == serving.Info.Model) throw new ArgumentException($"{TenantLoraOptions.Section}:Tenants:{tenant}:Adapters:{name}: this is the base model's name.");
-                var report = engine.ValidateAdapter(places[path]);
+                var report = await serving.Runtime.JudgeAsync(places[path], tenant, tries: false, cancellationToken);
                 if (report.Adapter is not { } adapter) throw new AdapterRefusedException(places[path], report);
                 if (store.IsDeleted(tenant, name)) continue;
                 using var staged = folders.Stage();
@@ -88,7 +83,7 @@ internal sealed partial class TenantAdapters(
 
     // ---- From the store to those who answer
 
-    /// <summary>Brings catalog, keys and engine to what the store says now.</summary>
+    /// <summary>Brings catalog, keys and runtime to what the store says now.</summary>
     /// <param name="change">What is known to have changed, if it is: where that is all, its record in Redis does.</param>
     public void Follow(Announcement? change = null)
     {
@@ -104,7 +99,12 @@ internal sealed partial class TenantAdapters(
                 var (id, own) = ((adapter.Tenant, adapter.Name), versions[(adapter.Tenant, adapter.Name)].ToArray());
                 if (digests.TryGetValue(id, out var before)) gone.UnionWith(before);
                 digests[id] = [.. own.Select(v => v.Digest)];
-                foreach (var v in own) serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                foreach (var v in own)
+                {
+                    serving.Know(new AdapterInfo(v.Digest, v.Kind, (int)v.Rank, v.Bytes, v.ExpandedBytes, v.BaseModel));
+                    if (stored.TryAdd(v.Digest, v.StoredBytes)) metrics.AdapterMoved("disk", v.StoredBytes);
+                }
+                pins.Set(adapter, own.FirstOrDefault(v => v.Number == adapter.Active));
                 if (own.Length == 0)
                 {
                     serving.Catalog.Remove(adapter.Tenant, adapter.Name);
@@ -115,7 +115,11 @@ internal sealed partial class TenantAdapters(
             tenants.Follow(keys);
             generation = now;
             gone.ExceptWith(digests.Values.SelectMany(d => d));
-            foreach (var digest in gone) Discard(digest);
+            foreach (var digest in gone)
+            {
+                if (stored.Remove(digest, out var size)) metrics.AdapterMoved("disk", -size);
+                Discard(digest);
+            }
         }
     }
 
@@ -144,73 +148,20 @@ internal sealed partial class TenantAdapters(
         lock (bytes)
         {
             bool IsWanted() => store.IsKnown(digest);           // uploaded anew in this moment
-            if (IsWanted() || (held.TryGetValue(digest, out var adapter) && !adapter.Close(() => Release(digest, adapter), whenLeft: () => Discard(digest)))) return;
-            serving.Engine?.RemoveAdapter(digest);
+            if (IsWanted() || !serving.Runtime.Forget(digest, whenLeft: () => Discard(digest))) return;
             serving.ForgetAdapter(digest);
             folders.Delete(digest, IsWanted);
         }
     }
 
-    /// <summary>
-    /// Brings an adapter's files to the engine, once however many ask, and keeps them there until the caller is through. Files that are not what they
-    /// were when they came are refused.
-    /// </summary>
-    /// <exception cref="TenantLoraException"><see cref="ErrorCodes.AdapterUnavailable"/></exception>
-    private IDisposable Use(string digest)
-    {
-        if (serving.Engine is not { } engine) return Nobody;
-        while (true)
-        {
-            var adapter = held.GetOrAdd(digest, d => new HeldAdapter(() =>
-            {
-                var found = engine.AddAdapter(folders.PathOf(d));
-                if (found.Digest == d) return found.Bytes;
-                engine.RemoveAdapter(found.Digest);
-                throw new InvalidDataException($"The files of {d} have changed: they are {found.Digest} now.");
-            }));
-            if (!adapter.Enter()) continue;         // it has just gone
-            try
-            {
-                var isFirst = !adapter.IsHere;
-                _ = adapter.Bytes;
-                if (isFirst) MakeRoom(engine);
-                return new HeldAdapter.Lease(adapter);
-            }
-            catch (Exception e)
-            {
-                held.TryRemove(KeyValuePair.Create(digest, adapter));
-                adapter.Leave();
-                Unloadable(log, digest, e);
-                throw new TenantLoraException(ErrorCodes.AdapterUnavailable, "The adapter's files cannot be read on this server. Its admins are told in the log.", e);
-            }
-        }
-    }
-
-    /// <summary>Adapters beyond the host's memory for them go back to the disk, those first that nobody has asked for longest. One in use stays.</summary>
-    private void MakeRoom(Engine engine)
-    {
-        var all = held.Where(h => h.Value.IsHere).OrderBy(h => h.Value.LastUsed).ToArray();
-        var excess = all.Sum(h => h.Value.Bytes) - budget;
-        foreach (var (digest, adapter) in all)
-        {
-            if (excess <= 0) return;
-            if (adapter.Close(() => Release(digest, adapter))) excess -= adapter.Bytes;
-        }
-    }
-
-    private void Release(string digest, HeldAdapter adapter)
-    {
-        serving.Engine!.RemoveAdapter(digest);
-        held.TryRemove(KeyValuePair.Create(digest, adapter));
-    }
-
     // ---- What admins do
 
     /// <summary>Judges the staged files, tries them and, where nothing stands against them, makes them a version.</summary>
-    public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who)
+    /// <exception cref="QuotaExceededException">They would be more than the tenant may keep.</exception>
+    public async Task<(AdapterReport Report, StoredVersion? Version, bool Created)> AddAsync(StagedFolder staged, string tenant, string name, string who, CancellationToken cancellationToken)
     {
-        var (engine, before) = (serving.Engine!, Generation());
-        var report = engine.TryAddAdapter(staged.Path);
+        var before = Generation();
+        var report = await serving.Runtime.JudgeAsync(staged.Path, tenant, tries: true, cancellationToken);
         if (report.Adapter is not { } adapter)
         {
             store.NoteRefusal(tenant, who, name, string.Join(", ", report.Findings.Where(f => f.Severity == Severity.Error).Select(f => f.Code).Distinct().Take(8)));
@@ -218,15 +169,18 @@ internal sealed partial class TenantAdapters(
         }
         try
         {
-            AdapterFinding[] findings = [.. report.Findings, await SmokeRun.TryAsync(engine, adapter.Digest)];
-            var (version, created) = Keep(staged, tenant, name, who, adapter, findings, activates: false);
-            Use(adapter.Digest).Dispose();          // it is in memory: it counts from now on
+            var (version, created) = Keep(staged, tenant, name, who, adapter, report.Findings, activates: false);
             return (report, version, created);
+        }
+        catch (QuotaExceededException)
+        {
+            store.NoteRefusal(tenant, who, name, "quota_exceeded");
+            throw;
         }
         finally
         {
             FollowAndAnnounce(before);
-            if (!store.IsKnown(adapter.Digest)) engine.RemoveAdapter(adapter.Digest);
+            Discard(adapter.Digest);            // where no version came of it, or one that was deleted before anyone had seen it
         }
     }
 
@@ -243,9 +197,10 @@ internal sealed partial class TenantAdapters(
     {
         lock (bytes)            // or the last version with these bytes may be deleted, and the files with it, between the two
         {
+            var size = staged.Bytes;
             folders.Keep(staged, adapter.Digest);
             var added = store.AddVersion(new StoredVersion(tenant, name, 0, adapter.Digest, adapter.Kind, adapter.Rank, adapter.Bytes, adapter.ExpandedBytes, adapter.BaseModel,
-                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who), activates);
+                JsonSerializer.Serialize(findings, AdapterJson.Wire.IReadOnlyListAdapterFinding), 0, who, size), activates, activates ? null : options.Value.AdapterQuota(tenant));
             if (!folders.Has(adapter.Digest)) folders.Keep(staged, adapter.Digest);         // another host deleted them before it could know
             return added;
         }
@@ -257,9 +212,6 @@ internal sealed partial class TenantAdapters(
     [LoggerMessage(LogLevel.Warning, "The configuration brings {Tenant}'s {Name} as {Version}, which is new. Activate it, or requests keep the version that is active")]
     private static partial void Waiting(ILogger log, string tenant, string name, string version);
 
-    [LoggerMessage(LogLevel.Error, "The adapter {Digest} cannot be loaded")]
-    private static partial void Unloadable(ILogger log, string digest, Exception exception);
-
     [LoggerMessage(LogLevel.Warning, "A change that another host told of could not be followed at once")]
     private static partial void Unheard(ILogger log, Exception exception);
 
@@ -268,69 +220,4 @@ internal sealed partial class TenantAdapters(
 
     [LoggerMessage(LogLevel.Information, "The store answers again")]
     private static partial void Back(ILogger log);
-}
-
-/// <summary>An adapter that the engine has been given, or is being given, and who uses it.</summary>
-internal sealed class HeldAdapter(Func<long> load)
-{
-    private readonly Lazy<long> bytes = new(load);
-    private readonly Lock gate = new();
-    private long lastUsed;
-    private int users;
-    private bool isClosed;
-    private Action? whenLeft;
-
-    /// <summary>What it takes; waits for the load. Throws what the load threw.</summary>
-    public long Bytes => bytes.Value;
-
-    public bool IsHere => bytes.IsValueCreated;
-
-    public long LastUsed => Interlocked.Read(ref lastUsed);
-
-    /// <summary>False: it has gone, and another must take its place. Waits for one that is just going.</summary>
-    public bool Enter()
-    {
-        lock (gate)
-        {
-            if (isClosed) return false;
-            Interlocked.Exchange(ref lastUsed, Environment.TickCount64);
-            users++;
-            return true;
-        }
-    }
-
-    public void Leave()
-    {
-        Action? after = null;
-        lock (gate)
-            if (--users == 0) (after, whenLeft) = (whenLeft, null);
-        after?.Invoke();
-    }
-
-    /// <summary>Lets it go if nobody uses it; otherwise notes what is to be done when the last has left.</summary>
-    public bool Close(Action release, Action? whenLeft = null)
-    {
-        lock (gate)
-        {
-            if (isClosed) return false;
-            if (users > 0)
-            {
-                this.whenLeft ??= whenLeft;
-                return false;
-            }
-            isClosed = true;
-            release();
-            return true;
-        }
-    }
-
-    public sealed class Lease(HeldAdapter adapter) : IDisposable
-    {
-        private int left;
-
-        public void Dispose()
-        {
-            if (Interlocked.Exchange(ref left, 1) == 0) adapter.Leave();
-        }
-    }
 }

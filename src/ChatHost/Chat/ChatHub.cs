@@ -19,7 +19,7 @@ internal sealed class ChatHub(Generations generations, Admission admission) : Hu
     public async IAsyncEnumerable<HubEvent> Send(JsonElement request, [EnumeratorCancellation] CancellationToken cancellationToken)
     {
         using var stream = OpenStream();
-        var (generation, error) = Start(request);
+        var (generation, error) = await StartAsync(request);
         if (error is not null) yield return error;
         if (generation is null) yield break;
         await foreach (var next in generation.ReadAsync(0, cancellationToken)) yield return next;
@@ -35,11 +35,11 @@ internal sealed class ChatHub(Generations generations, Admission admission) : Hu
     /// <summary>Stops an answer within a step; its stream ends with <c>stopped</c>. One that has ended is left as it is.</summary>
     public void Stop(string id) => Find(id).Stop();
 
-    private (Generation?, ErrorEvent?) Start(JsonElement request)
+    private async ValueTask<(Generation?, ErrorEvent?)> StartAsync(JsonElement request)
     {
         try
         {
-            return (generations.Start(Context.User!.Tenant(), request), null);
+            return (await generations.StartAsync(Context.User!.Tenant(), request, Context.ConnectionAborted), null);
         }
         catch (TenantLoraException e)
         {

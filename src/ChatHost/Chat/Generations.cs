@@ -20,7 +20,7 @@ internal sealed partial class Generations(
 
     /// <summary>Begins an answer, which goes on without its caller.</summary>
     /// <exception cref="TenantLoraException">Refused at once.</exception>
-    public Generation Start(string tenant, JsonElement json)
+    public async ValueTask<Generation> StartAsync(string tenant, JsonElement json, CancellationToken cancellationToken)
     {
         try
         {
@@ -29,7 +29,7 @@ internal sealed partial class Generations(
             PinnedRequest pinned;
             try
             {
-                pinned = serving.Pin(request);
+                pinned = await serving.PinAsync(request, cancellationToken);
             }
             catch
             {
@@ -38,7 +38,7 @@ internal sealed partial class Generations(
             }
             var generation = new Generation(tenant, pinned.Model.Name, pinned.Model.Digest);
             all[generation.Id] = generation;
-            _ = Task.Run(() => RunAsync(generation, pinned, lease));
+            _ = Task.Run(() => RunAsync(generation, pinned, lease), CancellationToken.None);
             return generation;
         }
         catch (TenantLoraException e)

@@ -8,7 +8,8 @@ using TenantLora.Runtime;
 namespace TenantLora.ChatHost.OpenAi;
 
 /// <summary>Turns the events of one generation into OpenAI's answer: chunks of server-sent events, or one object collected from them.</summary>
-internal sealed class CompletionWriter(CompletionRequest request)
+/// <param name="tellsProgress">To a host that serves people: also the way to the first token, and how many tokens a text is.</param>
+internal sealed class CompletionWriter(CompletionRequest request, bool tellsProgress = false)
 {
     private readonly string id = (request.Chat ? "chatcmpl-" : "cmpl-") + Convert.ToHexStringLower(RandomNumberGenerator.GetBytes(12));
     private readonly long created = TimeProvider.System.GetUtcNow().ToUnixTimeSeconds();
@@ -24,8 +25,17 @@ internal sealed class CompletionWriter(CompletionRequest request)
         {
             switch (events.Current)
             {
+                case GenerationQueued queued when tellsProgress:
+                    Write(body, Chunk() with { Progress = new ChunkProgress("queued") { Ahead = queued.Ahead, PromptTokens = queued.PromptTokens } });
+                    break;
+                case AdapterLoading when tellsProgress:
+                    Write(body, Chunk() with { Progress = new ChunkProgress("adapter_load") });
+                    break;
+                case PrefillProgress prefill when tellsProgress:
+                    Write(body, Chunk() with { Progress = new ChunkProgress("prefill") { Done = prefill.Done, Total = prefill.Total } });
+                    break;
                 case TextDelta delta:
-                    Write(body, Chunk(Piece(delta, written)));
+                    Write(body, Chunk(Piece(delta, written)) with { Progress = tellsProgress && delta.Tokens != 1 ? new ChunkProgress("delta") { Tokens = delta.Tokens } : null });
                     written += delta.Text.Length;
                     break;
                 case GenerationDone done:

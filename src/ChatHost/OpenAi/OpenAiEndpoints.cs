@@ -1,7 +1,9 @@
+using Microsoft.AspNetCore.Mvc;
 using Microsoft.AspNetCore.Server.Kestrel.Core.Features;
 using Microsoft.Extensions.Options;
 using Microsoft.Net.Http.Headers;
 using TenantLora.ChatHost.Operations;
+using TenantLora.ChatHost.Runtimes;
 using TenantLora.ChatHost.Security;
 using TenantLora.Connector;
 using TenantLora.Runtime;
@@ -11,13 +13,25 @@ namespace TenantLora.ChatHost.OpenAi;
 /// <summary>OpenAI's API under /v1: chat completions, completions, models.</summary>
 internal static class OpenAiEndpoints
 {
-    public static void MapOpenAi(this IEndpointRouteBuilder app)
+    /// <param name="bodies">The largest body, where it is not the server's usual.</param>
+    public static RouteGroupBuilder MapCompletions(this IEndpointRouteBuilder app, long? bodies = null)
     {
         var v1 = app.MapGroup("/v1").RequireAuthorization();
+        if (bodies is { } most) v1.WithMetadata(new RequestSizeLimitAttribute(most));
         v1.MapPost("/chat/completions", (HttpContext context, CompletionService service) => service.AnswerAsync(context, chat: true))
             .WithSummary("Answers a conversation.").Describes(chat: true);
         v1.MapPost("/completions", (HttpContext context, CompletionService service) => service.AnswerAsync(context, chat: false))
             .WithSummary("Continues a text, without a chat template.").Describes(chat: false);
+        return v1;
+    }
+
+    /// <summary>Where other hosts ask, each says for which of its tenants.</summary>
+    public static void RequireTenantHeader(this RouteGroupBuilder group) => group.AddEndpointFilter((context, next) => context.HttpContext.User.HasClaim(c => c.Type == TenantClaims.Id) ? next(context)
+        : throw new TenantLoraException(ErrorCodes.InvalidRequest, $"{Service.TenantHeader}: expected 1 to {Service.LongestTenant} printable ASCII characters, once.") { Parameter = Service.TenantHeader });
+
+    public static void MapModels(this IEndpointRouteBuilder app)
+    {
+        var v1 = app.MapGroup("/v1").RequireAuthorization();
         v1.MapGet("/models", (HttpContext context, Serving serving) =>
             {
                 var tenant = context.User.Tenant();
@@ -65,7 +79,7 @@ internal sealed partial class CompletionService(
     private async Task AnswerAsync(HttpContext context, bool chat, string endpoint)
     {
         var request = CompletionRequest.Read(await ReadBodyAsync(context), context.User.Tenant(), chat);
-        using var pinned = serving.Pin(request.Generation);
+        using var pinned = await serving.PinAsync(request.Generation, context.RequestAborted);
         var model = pinned.Model;
         using var lease = admission.Enter(context.User.Tenant());
         using var end = CancellationTokenSource.CreateLinkedTokenSource(context.RequestAborted, admission.Ended);
@@ -76,7 +90,9 @@ internal sealed partial class CompletionService(
         context.Response.Headers["x-tenantlora-adapter"] = model.Digest ?? "none";
         if (model.Version is not null) context.Response.Headers["x-tenantlora-version"] = model.Version;
         if (request.Ignored.Count > 0) context.Response.Headers["x-tenantlora-ignored-fields"] = string.Join(", ", request.Ignored.Select(HeaderSafe).Take(32));
-        var writer = new CompletionWriter(request);
+        var tellsProgress = options.Value.Role == HostRole.Runtime;
+        if (tellsProgress && request.Stream) context.Response.Headers[CompletionChunk.ProgressHeader] = "1";
+        var writer = new CompletionWriter(request, tellsProgress);
         var done = request.Stream ? await StreamAsync(context, writer, events, endpoint, end.Token) : await WholeAsync(context, writer, events);
         metrics.Ended(endpoint, CompletionWriter.Name(done.Reason));
     }

@@ -17,6 +17,29 @@ internal sealed record Completion(string Id, [property: JsonPropertyName("object
     /// <summary>llama.cpp's extension, which chat pages read.</summary>
     [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
     public CompletionTimings? Timings { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public ChunkProgress? Progress { get; init; }
+}
+
+/// <summary>What a runtime tells a Web host beside the text.</summary>
+/// <param name="Event"><c>queued</c>, <c>adapter_load</c>, <c>prefill</c>, or <c>delta</c> beside a text of other than one token.</param>
+internal sealed record ChunkProgress(string Event)
+{
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Ahead { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? PromptTokens { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Done { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Total { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Tokens { get; init; }
 }
 
 /// <summary>Exactly one of delta, message and text is set.</summary>

@@ -33,7 +33,7 @@ internal sealed class Admission(IOptions<TenantLoraOptions> options) : IDisposab
         {
             if (Draining) throw ShuttingDown();
             var mine = running.GetValueOrDefault(tenant);
-            if (mine >= options.Value.MaxConcurrentPerTenant)
+            if (options.Value.Role is not HostRole.Runtime && mine >= options.Value.MaxConcurrentPerTenant)         // before a runtime each Web host has its own count
                 throw new TenantLoraException(ErrorCodes.QueueFull, $"{mine} answers are in the making already, as many as one tenant may have at once.") { RetryAfter = TimeSpan.FromSeconds(1) };
             running[tenant] = mine + 1;
             held++;

@@ -10,6 +10,8 @@ namespace TenantLora.ChatHost.Operations;
 internal sealed partial class DrainingLifetime(
     IHostApplicationLifetime application, Admission admission, IOptions<TenantLoraOptions> options, ILogger<DrainingLifetime> log) : IHostLifetime, IDisposable
 {
+    private const int FileTooLarge = 25;        // SIGXFSZ, on Linux and macOS
+
     private readonly List<PosixSignalRegistration> registrations = [];
     private int signals;
 
@@ -17,6 +19,8 @@ internal sealed partial class DrainingLifetime(
     {
         foreach (var signal in new[] { PosixSignal.SIGTERM, PosixSignal.SIGINT, PosixSignal.SIGQUIT })
             registrations.Add(PosixSignalRegistration.Create(signal, OnSignal));
+        // A limit on the size of files ends a process that does not listen; one that does finds its write refused.
+        if (!OperatingSystem.IsWindows()) registrations.Add(PosixSignalRegistration.Create((PosixSignal)FileTooLarge, context => context.Cancel = true));
         return Task.CompletedTask;
     }
 

@@ -1,3 +1,4 @@
+using System.Data.Common;
 using System.Security.Cryptography;
 using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Operations;
@@ -19,7 +20,7 @@ internal static partial class Hardening
         app.Use((context, next) => ExplainErrorsAsync(context, next, log));
         app.Use((context, next) => RefuseDoubleFraming(context) ? WriteBareAsync(context, 400) : next(context));
         var admission = app.Services.GetRequiredService<Admission>();
-        app.Use((context, next) => admission.Draining && !IsProbe(context.Request.Path) ? ApiError.From(503).WriteAsync(context) : next(context));
+        app.Use((context, next) => admission.Draining && !IsStillServed(context.Request) ? ApiError.From(503).WriteAsync(context) : next(context));
         var origins = app.Services.GetRequiredService<IOptions<TenantLoraOptions>>().Value.AllowedOrigins;
         app.Use((context, next) => IsForeignPageOnHub(context, origins) ? ApiError.From(403).WriteAsync(context) : next(context));
     }
@@ -53,6 +54,7 @@ internal static partial class Hardening
             {
                 TenantLoraException known => ApiError.From(known),
                 BadHttpRequestException bad => ApiError.From(bad.StatusCode),
+                DbException => new ApiError(503, "store_unavailable", "The server's store does not take this at present. Try again shortly."),
                 _ => ApiError.From(500),
             }).WriteAsync(context);
         }
@@ -68,7 +70,9 @@ internal static partial class Hardening
         return ApiError.From(status).WriteAsync(context);
     }
 
-    private static bool IsProbe(PathString path) => path.StartsWithSegments("/health") || path.StartsWithSegments("/metrics");
+    /// <summary>While the host drains: probes, and the bytes that the answers in the making may need elsewhere.</summary>
+    private static bool IsStillServed(HttpRequest request) => request.Path.StartsWithSegments("/health") || request.Path.StartsWithSegments("/metrics")
+        || request.Path.StartsWithSegments("/service/adapters") && HttpMethods.IsGet(request.Method);
 
     /// <summary>CORS does not cover WebSockets, so a page from elsewhere is turned away here. No Origin means no browser.</summary>
     private static bool IsForeignPageOnHub(HttpContext context, string[] allowed)

@@ -21,11 +21,28 @@ internal enum Change
     Conflict,
 }
 
+/// <summary>A tenant's adapters would take more than it may keep.</summary>
+internal sealed class QuotaExceededException(long kept, long more, long quota) : Exception($"{kept} bytes are kept, {more} more are beyond the quota of {quota}.")
+{
+    public long Kept { get; } = kept;
+
+    public long More { get; } = more;
+
+    public long Quota { get; } = quota;
+}
+
 /// <summary>Tenants' adapters, their versions, aliases, keys and the audit of every move. Knows no files and no engine.</summary>
 internal sealed class AdapterStore(Database database, TimeProvider time)
 {
-    private const string Adapters = "SELECT tenant, name, changed, created_at, next_version, active, previous, canary, share, deleted_at FROM adapters";
-    private const string Versions = "SELECT tenant, name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, created_at, created_by FROM versions";
+    private const string Adapters = "SELECT tenant, name, changed, created_at, next_version, active, previous, canary, share, deleted_at, pinned FROM adapters";
+
+    // The same bytes are kept once, however many of the tenant's versions have them.
+    private const string Kept = "SELECT CAST(COALESCE(SUM(b), 0) AS BIGINT) FROM (SELECT MAX(stored_bytes) AS b FROM versions WHERE tenant = @tenant GROUP BY digest) AS kept";
+
+    private const string Pinned = "SELECT CAST(COALESCE(SUM(b), 0) AS BIGINT) FROM (SELECT MAX(v.bytes) AS b FROM adapters a JOIN versions v ON v.tenant = a.tenant AND v.name = a.name AND v.number = a.active"
+        + " WHERE a.tenant = @tenant AND (a.pinned <> 0 OR a.name = @name) GROUP BY v.digest) AS kept";
+
+    private const string Versions = "SELECT tenant, name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, created_at, created_by, stored_bytes FROM versions";
 
     [return: NotNullIfNotNull(nameof(number))]
     public static string? Label(long? number) => number is { } n ? string.Create(CultureInfo.InvariantCulture, $"v{n}") : null;
@@ -57,6 +74,9 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     public IReadOnlyDictionary<string, long> CountVersions(string tenant) =>
         database.Read(c => c.Query<(string Name, long Count)>("SELECT name, COUNT(*) FROM versions WHERE tenant = @tenant GROUP BY name", new { tenant }).ToDictionary(r => r.Name, r => r.Count, StringComparer.Ordinal));
 
+    /// <summary>What the tenant's adapters take on the disk. What another tenant has too counts for both: neither is told of it.</summary>
+    public long StoredBytes(string tenant) => database.Read(c => c.QuerySingle<long>(Kept, new { tenant }));
+
     public IReadOnlyList<AuditEntry> Audit(string tenant, long before, int limit) =>
         database.Read(c => c.Query<AuditEntry>("SELECT id, at, who, action, adapter, old_value, new_value, why FROM audit WHERE tenant = @tenant AND id < @before ORDER BY id DESC LIMIT @limit", new { tenant, before, limit }).AsList());
 
@@ -68,7 +88,7 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
             var now = c.QuerySingle<long>("SELECT value FROM generation");
             if (now == generation) return (now, (IReadOnlyList<StoredAdapter>)[], Enumerable.Empty<StoredVersion>().ToLookup(v => (v.Tenant, v.Name)), (IReadOnlyList<StoredKey>)[]);
             var adapters = c.Query<StoredAdapter>($"{Adapters} WHERE changed > @generation", new { generation }).AsList();
-            var versions = c.Query<StoredVersion>("SELECT v.tenant, v.name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, v.created_at, created_by FROM versions v"
+            var versions = c.Query<StoredVersion>("SELECT v.tenant, v.name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, v.created_at, created_by, stored_bytes FROM versions v"
                 + " JOIN adapters a ON a.tenant = v.tenant AND a.name = v.name WHERE a.changed > @generation", new { generation });
             var keys = c.Query<StoredKey>("SELECT id, hash, tenant, role, label, created_at, changed, revoked_at FROM keys WHERE changed > @generation", new { generation }).AsList();
             return (now, adapters, versions.ToLookup(v => (v.Tenant, v.Name)), keys);
@@ -81,17 +101,22 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
     public IReadOnlySet<string> Digests() => database.Read(c => c.Query<string>("SELECT DISTINCT digest FROM versions").ToHashSet(StringComparer.Ordinal));
 
     /// <summary>Adds a version, or finds the one that has these bytes. Nothing is activated, unless <paramref name="activates"/> and nothing is active.</summary>
-    public (StoredVersion Version, bool Created) AddVersion(StoredVersion version, bool activates) =>
+    /// <param name="quota">Bytes that may be kept for the tenant; null: no limit.</param>
+    /// <exception cref="QuotaExceededException">Nothing was added.</exception>
+    public (StoredVersion Version, bool Created) AddVersion(StoredVersion version, bool activates, long? quota = null) =>
         database.Change((t, generation) =>
         {
             var (c, now) = (t.Connection!, Now());
             var adapter = Locked(t, version.Tenant, version.Name);
             if (adapter is { DeletedAt: null } && c.QuerySingleOrDefault<StoredVersion>($"{Versions} WHERE tenant = @Tenant AND name = @Name AND digest = @Digest", version, t) is { } same) return (same, false);
+            if (quota is { } most && c.QuerySingle<long>("SELECT COUNT(*) FROM versions WHERE tenant = @Tenant AND digest = @Digest", version, t) == 0
+                && c.QuerySingle<long>(Kept, new { tenant = version.Tenant }, t) is var kept && kept + version.StoredBytes > most)
+                throw new QuotaExceededException(kept, version.StoredBytes, most);
             if (adapter is null)
                 c.Execute("INSERT INTO adapters (tenant, name, changed, created_at, next_version) VALUES (@Tenant, @Name, @generation, @now, 1)", new { version.Tenant, version.Name, generation, now }, t);
             var added = version with { Number = adapter?.NextVersion ?? 1, CreatedAt = now };           // numbers of a deleted adapter do not come back
-            c.Execute("INSERT INTO versions (tenant, name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, created_at, created_by)"
-                + " VALUES (@Tenant, @Name, @Number, @Digest, @Kind, @Rank, @Bytes, @ExpandedBytes, @BaseModel, @Findings, @CreatedAt, @CreatedBy)", added, t);
+            c.Execute("INSERT INTO versions (tenant, name, number, digest, kind, rank, bytes, expanded_bytes, base_model, findings, created_at, created_by, stored_bytes)"
+                + " VALUES (@Tenant, @Name, @Number, @Digest, @Kind, @Rank, @Bytes, @ExpandedBytes, @BaseModel, @Findings, @CreatedAt, @CreatedBy, @StoredBytes)", added, t);
             long? active = activates && adapter?.Active is null ? added.Number : adapter?.Active;
             c.Execute("UPDATE adapters SET changed = @generation, next_version = @next, active = @active, deleted_at = NULL WHERE tenant = @Tenant AND name = @Name",
                 new { generation, next = added.Number + 1, active, added.Tenant, added.Name }, t);
@@ -152,8 +177,23 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
         {
             if (Locked(t, tenant, name) is not { DeletedAt: null } adapter) return Change.NotFound;
             t.Connection!.Execute("DELETE FROM versions WHERE tenant = @tenant AND name = @name", new { tenant, name }, t);
-            Write(t, adapter with { Active = null, Previous = null, Canary = null, Share = null, DeletedAt = Now() }, generation);
+            Write(t, adapter with { Active = null, Previous = null, Canary = null, Share = null, Pinned = 0, DeletedAt = Now() }, generation);
             Note(t, tenant, who, "delete_adapter", name, Label(adapter.Active), null, null);
+            return Change.Done;
+        });
+
+    /// <summary>The active version stays in memory from now on, whichever that is, or takes turns again.</summary>
+    /// <param name="share">Bytes that the active versions of the tenant's pinned adapters may take together.</param>
+    /// <returns><see cref="Change.NoVersion"/>: nothing is active; <see cref="Change.Conflict"/>: there is not so much room.</returns>
+    public Change Pin(string tenant, string name, bool pinned, long share, string who) =>
+        database.Change((t, generation) =>
+        {
+            if (Locked(t, tenant, name) is not { DeletedAt: null } adapter) return Change.NotFound;
+            if (adapter.Pinned != 0 == pinned) return Change.Done;
+            if (pinned && adapter.Active is null) return Change.NoVersion;
+            if (pinned && t.Connection!.QuerySingle<long>(Pinned, new { tenant, name }, t) > share) return Change.Conflict;
+            Write(t, adapter with { Pinned = pinned ? 1 : 0 }, generation);
+            Note(t, tenant, who, pinned ? "pin" : "unpin", name, null, null, null);
             return Change.Done;
         });
 
@@ -200,7 +240,7 @@ internal sealed class AdapterStore(Database database, TimeProvider time)
         t.Connection!.QuerySingleOrDefault<StoredAdapter>($"{Adapters} WHERE tenant = @tenant AND name = @name", new { tenant, name }, t);
 
     private static void Write(DbTransaction t, StoredAdapter adapter, long generation) =>
-        t.Connection!.Execute("UPDATE adapters SET changed = @Changed, active = @Active, previous = @Previous, canary = @Canary, share = @Share, deleted_at = @DeletedAt WHERE tenant = @Tenant AND name = @Name", adapter with { Changed = generation }, t);
+        t.Connection!.Execute("UPDATE adapters SET changed = @Changed, active = @Active, previous = @Previous, canary = @Canary, share = @Share, deleted_at = @DeletedAt, pinned = @Pinned WHERE tenant = @Tenant AND name = @Name", adapter with { Changed = generation }, t);
 
     private static bool Has(DbTransaction t, StoredAdapter adapter, long number) =>
         t.Connection!.QuerySingle<long>("SELECT COUNT(*) FROM versions WHERE tenant = @Tenant AND name = @Name AND number = @number", new { adapter.Tenant, adapter.Name, number }, t) > 0;

@@ -33,6 +33,12 @@ internal sealed class Database : IDisposable
             PRIMARY KEY (tenant, name, version, hour, measure, bucket));
         CREATE TABLE audit (tenant TEXT NOT NULL, id BIGINT NOT NULL, at BIGINT NOT NULL, who TEXT NOT NULL, action TEXT NOT NULL, adapter TEXT, old_value TEXT, new_value TEXT, why TEXT, PRIMARY KEY (tenant, id));
         """,
+        // Of versions from before this, the tensors' bytes: their files have a header and a config more.
+        """
+        ALTER TABLE versions ADD COLUMN stored_bytes BIGINT NOT NULL DEFAULT 0;
+        UPDATE versions SET stored_bytes = bytes;
+        ALTER TABLE adapters ADD COLUMN pinned BIGINT NOT NULL DEFAULT 0;
+        """,
     ];
 
     private readonly Func<DbConnection> connect;

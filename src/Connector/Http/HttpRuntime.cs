@@ -24,19 +24,26 @@ internal sealed class HttpRuntime : IRuntime
     })
     { Timeout = Timeout.InfiniteTimeSpan };
 
-    private readonly Func<string, string?> apiKeyOf;
+    private readonly Action<HttpRequestHeaders, string> sign;
     private readonly HttpClient http;
 
     /// <param name="server">With or without <c>/v1</c>.</param>
-    public HttpRuntime(Uri server, Func<string, string?> apiKeyOf, HttpClient? http = null)
+    /// <param name="apiKeyOf">The key by which the server knows a tenant.</param>
+    public HttpRuntime(Uri server, Func<string, string?> apiKeyOf, HttpClient? http = null) : this(server, SignBy(apiKeyOf), http)
+    {
+    }
+
+    /// <param name="server">With or without <c>/v1</c>.</param>
+    /// <param name="sign">Puts into a request's headers who asks, for the tenant that it is given.</param>
+    public HttpRuntime(Uri server, Action<HttpRequestHeaders, string> sign, HttpClient? http = null)
     {
         ArgumentNullException.ThrowIfNull(server);
-        ArgumentNullException.ThrowIfNull(apiKeyOf);
+        ArgumentNullException.ThrowIfNull(sign);
         if (!server.IsAbsoluteUri || server.Scheme is not ("http" or "https"))
             throw new ArgumentException($"Expected an absolute http or https address, found '{server}'.", nameof(server));
         var root = server.GetLeftPart(UriPartial.Path).TrimEnd('/');
         Server = new Uri(root.EndsWith("/v1", StringComparison.Ordinal) ? root + "/" : root + "/v1/");
-        this.apiKeyOf = apiKeyOf;
+        this.sign = sign;
         this.http = http ?? Shared;
     }
 
@@ -56,7 +63,7 @@ internal sealed class HttpRuntime : IRuntime
         if (response.Content.Headers.ContentType?.MediaType != "text/event-stream")
             throw Broken($"expected text/event-stream, found {response.Content.Headers.ContentType?.MediaType ?? "no content type"}", requestId);
 
-        yield return new GenerationQueued(Ahead: 0, PromptTokens: 0);
+        if (Header(response, CompletionChunk.ProgressHeader) is null) yield return new GenerationQueued(Ahead: 0, PromptTokens: 0);
 
         using var stream = await response.Content.ReadAsStreamAsync(cancellationToken).ConfigureAwait(false);
         var answer = new Answer(Header(response, "x-tenantlora-adapter"));
@@ -66,7 +73,7 @@ internal sealed class HttpRuntime : IRuntime
             while (await NextAsync(chunks, requestId, cancellationToken).ConfigureAwait(false) is { IsEnd: false } chunk)
             {
                 if (chunk.Error is { } error) throw error.ToException(HttpStatusCode.InternalServerError, requestId, retryAfter: null);
-                if (answer.Add(chunk) is { } delta) yield return delta;
+                if (answer.Add(chunk) is { } next) yield return next;
             }
         }
 
@@ -99,15 +106,30 @@ internal sealed class HttpRuntime : IRuntime
     /// <summary>Nothing to end: connections are shared and close with the answers they carry.</summary>
     public ValueTask DisposeAsync() => ValueTask.CompletedTask;
 
-    private HttpRequestMessage Request(HttpMethod method, string path, string tenant)
+    private static Action<HttpRequestHeaders, string> SignBy(Func<string, string?> apiKeyOf)
     {
-        var key = apiKeyOf(tenant);
-        if (string.IsNullOrWhiteSpace(key) || !key.All(c => c is > ' ' and < '\x7f'))
-            throw new TenantLoraException(ErrorCodes.InvalidKey, "There is no usable API key for this tenant: expected printable ASCII without spaces.");
-        return new HttpRequestMessage(method, new Uri(Server, path)) { Headers = { Authorization = new AuthenticationHeaderValue("Bearer", key) } };
+        ArgumentNullException.ThrowIfNull(apiKeyOf);
+        return (headers, tenant) =>
+        {
+            var key = apiKeyOf(tenant);
+            if (string.IsNullOrWhiteSpace(key) || !key.All(c => c is > ' ' and < '\x7f'))
+                throw new TenantLoraException(ErrorCodes.InvalidKey, "There is no usable API key for this tenant: expected printable ASCII without spaces.");
+            headers.Authorization = new AuthenticationHeaderValue("Bearer", key);
+        };
     }
 
-    private async Task<HttpResponseMessage> SendAsync(HttpRequestMessage message, CancellationToken cancellationToken)
+    /// <summary>A request to the server, signed.</summary>
+    /// <param name="path">Relative to <see cref="Server"/>.</param>
+    public HttpRequestMessage Request(HttpMethod method, string path, string tenant)
+    {
+        var message = new HttpRequestMessage(method, new Uri(Server, path));
+        sign(message.Headers, tenant);
+        return message;
+    }
+
+    /// <summary>Sends it as far as the answer's headers.</summary>
+    /// <exception cref="TenantLoraException">What the server refused with, or <see cref="ErrorCodes.Unreachable"/> with the connection's failure as inner exception.</exception>
+    public async Task<HttpResponseMessage> SendAsync(HttpRequestMessage message, CancellationToken cancellationToken)
     {
         HttpResponseMessage? response = null;
         try
@@ -179,16 +201,16 @@ internal sealed class HttpRuntime : IRuntime
         private WireUsage? usage;
         private WireTimings? timings;
 
-        public TextDelta? Add(CompletionChunk chunk)
+        public GenerationEvent? Add(CompletionChunk chunk)
         {
             fingerprint = chunk.SystemFingerprint ?? fingerprint;
             usage = chunk.Usage ?? usage;
             timings = chunk.Timings ?? timings;
-            if (chunk.Choices is not [var choice, ..]) return null;
+            if (chunk.Choices is not [var choice, ..]) return chunk.Progress?.ToEvent(adapter);
             if (!string.IsNullOrEmpty(choice.FinishReason)) finish = choice.FinishReason;
             var text = choice.Delta?.Content ?? choice.Text ?? "";
             var logProbabilities = choice.LogProbabilities?.ToList() ?? [];
-            return text.Length == 0 && logProbabilities.Count == 0 ? null : new TextDelta(text) { LogProbabilities = logProbabilities };
+            return text.Length == 0 && logProbabilities.Count == 0 ? null : new TextDelta(text) { Tokens = chunk.Progress?.Tokens ?? 1, LogProbabilities = logProbabilities };
         }
 
         public GenerationDone? Done() => finish is null ? null

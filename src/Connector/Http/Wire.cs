@@ -76,6 +76,9 @@ internal sealed record WireStreamOptions(bool IncludeUsage);
 /// <summary>One <c>data:</c> of the stream.</summary>
 internal sealed record CompletionChunk
 {
+    /// <summary>A response with this header tells its progress in its chunks, from the queue on.</summary>
+    public const string ProgressHeader = "x-tenantlora-progress";
+
     private static readonly CompletionChunk End = new() { IsEnd = true };
 
     /// <summary>It was <c>[DONE]</c>.</summary>
@@ -86,6 +89,7 @@ internal sealed record CompletionChunk
     public WireUsage? Usage { get; init; }
     public WireTimings? Timings { get; init; }
     public string? SystemFingerprint { get; init; }
+    public WireProgress? Progress { get; init; }
     public WireError? Error { get; init; }
 
     /// <exception cref="JsonException">It is not such a chunk.</exception>
@@ -101,6 +105,19 @@ internal sealed record WireChoice(WireDelta? Delta, string? Text, string? Finish
 }
 
 internal sealed record WireDelta(string? Content);
+
+/// <summary>What a runtime tells a host beside the text.</summary>
+/// <param name="Event"><c>queued</c>, <c>adapter_load</c>, <c>prefill</c>, or <c>delta</c> beside a text of other than one token.</param>
+internal sealed record WireProgress(string? Event, int? Ahead, int? PromptTokens, int? Done, int? Total, int? Tokens)
+{
+    public GenerationEvent? ToEvent(string? adapter) => Event switch
+    {
+        "queued" => new GenerationQueued(Ahead ?? 0, PromptTokens ?? 0),
+        "adapter_load" => new AdapterLoading(adapter ?? ""),
+        "prefill" => new PrefillProgress(Done ?? 0, Total ?? 0),
+        _ => null,
+    };
+}
 
 internal sealed record WireUsage(int PromptTokens, int CompletionTokens);
 

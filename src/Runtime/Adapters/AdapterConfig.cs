@@ -116,16 +116,16 @@ internal sealed record AdapterConfig
 
     private static IReadOnlyList<TargetModule> ReadModules(JsonFields json, ModelConfig model, Findings findings)
     {
-        var suffixes = ModuleName.SuffixesOf(model);
+        var (suffixes, budget) = (ModuleName.SuffixesOf(model), new ExpressionBudget());
         var rank = Present(json, "r", json.Whole("r", 1, int.MaxValue));
         var alpha = Present(json, "lora_alpha", json.Number("lora_alpha", -1e6, 1e6));
         var stabilised = json.Flag("use_rslora") ?? false;
-        var ranks = NamePattern<int>.Read(json, "rank_pattern", suffixes, "a whole number from 1", v => v.TryGetInt32(out var r) && r > 0 ? r : null);
-        var alphas = NamePattern<double>.Read(json, "alpha_pattern", suffixes, "a number within a million",
+        var ranks = NamePattern<int>.Read(json, "rank_pattern", suffixes, budget, "a whole number from 1", v => v.TryGetInt32(out var r) && r > 0 ? r : null);
+        var alphas = NamePattern<double>.Read(json, "alpha_pattern", suffixes, budget, "a number within a million",
             v => v.TryGetDouble(out var a) && Math.Abs(a) <= 1e6 ? a : null);
         try
         {
-            return [.. ModuleTargets.Read(json, model, findings).Select(Target)];
+            return [.. ModuleTargets.Read(json, model, budget, findings).Select(Target)];
         }
         catch (RegexMatchTimeoutException)
         {

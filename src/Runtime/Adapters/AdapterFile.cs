@@ -113,7 +113,7 @@ internal sealed class AdapterFile
         try
         {
             Span<byte> start = stackalloc byte[4];
-            using var file = File.OpenHandle(path);
+            using var file = RegularFile.Open(path);
             return RandomAccess.Read(file, start, 0) == 4 && (start.SequenceEqual("PK\x03\x04"u8) || start is [0x80, >= 2 and <= 5, ..]);
         }
         catch (Exception e) when (e is IOException or UnauthorizedAccessException)

@@ -1,4 +1,5 @@
 using System.Collections.Concurrent;
+using System.Collections.Frozen;
 using System.Diagnostics;
 using TenantLora.Runtime.Backends;
 
@@ -10,7 +11,7 @@ namespace TenantLora.Runtime.Adapters;
 /// <para>
 /// Once a turn the engine tells who runs and who waits, in the order in which they should run. In that order those not on the device are
 /// loaded, the least recently wanted adapter that nobody needs making room. Where all are needed, the first that finds no room waits, and
-/// those behind it wait too; the one with the fewest running sequences takes no more of them until it has made room, so that a popular
+/// those behind it wait too; those to be kept go only where no other is left to go; the one with the fewest running sequences takes no more of them until it has made room, so that a popular
 /// adapter cannot keep another out for ever.
 /// </para>
 /// </summary>
@@ -47,6 +48,9 @@ internal sealed class AdapterResidency : IDisposable
     }
 
     public long Budget { get; }
+
+    /// <summary>Digests of those that make room for another only where none else is on the device. Any thread may set it.</summary>
+    public IReadOnlySet<string> Kept { get; set => Volatile.Write(ref field, value); } = FrozenSet<string>.Empty;
 
     public long SizeOf(Adapter adapter) => size(adapter.Modules);
 
@@ -137,13 +141,17 @@ internal sealed class AdapterResidency : IDisposable
         retired.Clear();
     }
 
+    private bool IsKept(AdapterEntry entry) => Kept.Contains(entry.Adapter.Info.Digest);
+
     private bool Cramped(AdapterEntry entry) => entry.CrampedSince == freeCount;
 
     private bool MakeRoom(AdapterEntry entry, Func<AdapterEntry, bool> needed, long done)
     {
         while (used + entry.Bytes > Budget || Cramped(entry))
         {
-            if (onDevice.Where(e => !needed(e) && e.LastStep <= done).MinBy(e => e.LastWanted) is not { } oldest) return false;
+            var idle = onDevice.Where(e => !needed(e) && e.LastStep <= done).ToList();
+            var othersGo = retired.Count + loading > 0 || onDevice.Any(e => !IsKept(e));
+            if (idle.Where(e => !othersGo || !IsKept(e)).MinBy(e => e.LastWanted) is not { } oldest) return false;
             onDevice.Remove(oldest);
             Free(oldest);
             evictionCount++;
@@ -154,9 +162,11 @@ internal sealed class AdapterResidency : IDisposable
     private void Close(Dictionary<AdapterEntry, int> runs, HashSet<AdapterEntry> ahead)
     {
         bool May(AdapterEntry e) => runs.ContainsKey(e) && !ahead.Contains(e);
-        if (first is null || onDevice.Any(e => !runs.ContainsKey(e) && !ahead.Contains(e))) closing = null;    // or one goes when the step under way is over
+        var keeps = onDevice.Any(e => !IsKept(e));
+        bool MayGo(AdapterEntry e) => !keeps || !IsKept(e);
+        if (first is null || onDevice.Any(e => !runs.ContainsKey(e) && !ahead.Contains(e) && MayGo(e))) closing = null;    // or one goes when the step under way is over
         else if (closing is null || !onDevice.Contains(closing) || !May(closing))
-            closing = onDevice.Where(May).OrderBy(e => runs[e]).ThenBy(e => e.LastWanted).FirstOrDefault();
+            closing = onDevice.Where(e => May(e) && MayGo(e)).OrderBy(e => runs[e]).ThenBy(e => e.LastWanted).FirstOrDefault();
     }
 
     private void Start(AdapterEntry entry)

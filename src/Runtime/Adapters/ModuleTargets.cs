@@ -14,11 +14,11 @@ internal static class ModuleTargets
     private const string Where = $"{AdapterConfig.FileName}: target_modules";
     private const int MostEntries = 4096;
 
-    public static IReadOnlyList<ModuleName> Read(JsonFields json, ModelConfig model, Findings findings)
+    public static IReadOnlyList<ModuleName> Read(JsonFields json, ModelConfig model, ExpressionBudget budget, Findings findings)
     {
         var all = ModuleName.AllOf(model).Select(m => (Module: m, Name: m.ToString())).ToList();
-        var target = Selector.Read(json, "target_modules");
-        var exclude = Selector.Read(json, "exclude_modules");
+        var target = Selector.Read(json, "target_modules", budget);
+        var exclude = Selector.Read(json, "exclude_modules", budget);
         var layers = json.Wholes("layers_to_transform", 0, model.Layers - 1);
         CheckLayersPattern();
         if (target is null)
@@ -57,7 +57,7 @@ internal static class ModuleTargets
     /// <summary>A list of suffixes, or one regular expression that a whole name must match.</summary>
     private sealed record Selector(bool IsExpression, IReadOnlyList<Entry> Entries)
     {
-        public static Selector? Read(JsonFields json, string field)
+        public static Selector? Read(JsonFields json, string field, ExpressionBudget budget)
         {
             if (json.Any(field) is not { } value) return null;
             if (value.ValueKind != JsonValueKind.String)
@@ -71,7 +71,7 @@ internal static class ModuleTargets
             if (json.Text(field) is not { } text) return null;
             // PEFT: every linear but the output head.
             if (text == "all-linear") return new Selector(false, [.. ModuleName.Paths.Select(p => new Entry(p, null))]);
-            return NameExpression.Compile(json, field, text, "") is { } expression ? new Selector(true, [new Entry(text, expression)]) : null;
+            return NameExpression.Compile(json, field, text, "", budget) is { } expression ? new Selector(true, [new Entry(text, expression)]) : null;
         }
 
         public bool Matches(string name) => Entries.Any(e => e.Matches(name));
@@ -87,6 +87,42 @@ internal static class ModuleTargets
 }
 
 /// <summary>
+/// What one config's regular expressions may cost. Matching a name takes time by the size of the automaton, and that grows with the expression's length
+/// and with every repetition that it counts, for <c>(ab){9}</c> is written out nine times. Real configs have a handful, of some hundred characters each.
+/// </summary>
+internal sealed class ExpressionBudget
+{
+    public const int MostExpressions = 32, MostWeight = 2048;
+    private int expressions;
+    private long weight;
+
+    /// <summary>One more has been refused.</summary>
+    public bool IsSpent { get; private set; }
+
+    public bool Take(string expression)
+    {
+        weight += Weigh(expression);
+        IsSpent |= ++expressions > MostExpressions || weight > MostWeight;
+        return !IsSpent;
+    }
+
+    /// <summary>Its length, times the upper bound of every counted repetition in it, be they nested or not.</summary>
+    public static long Weigh(string expression)
+    {
+        long weight = expression.Length;
+        for (var at = 0; (at = expression.IndexOf('{', at)) >= 0;)
+        {
+            long count = 0, bound = 0;
+            for (at++; at < expression.Length && (char.IsAsciiDigit(expression[at]) || expression[at] == ','); at++)
+                if (expression[at] == ',') count = 0;
+                else bound = Math.Max(bound, count = Math.Min((count * 10) + expression[at] - '0', MostWeight));
+            weight = Math.Min(weight * Math.Max(1, bound), long.MaxValue / MostWeight / 2);
+        }
+        return weight;
+    }
+}
+
+/// <summary>
 /// A regular expression of a stranger's, in Python's spelling as far as .NET shares it, matched in time linear in the name:
 /// lookaround and back references, which would need backtracking, are refused.
 /// </summary>
@@ -98,11 +134,16 @@ internal sealed class NameExpression
     private NameExpression(Regex regex) => this.regex = regex;
 
     /// <param name="before">An expression for what may stand in front.</param>
-    public static NameExpression? Compile(JsonFields json, string field, string text, string before)
+    public static NameExpression? Compile(JsonFields json, string field, string text, string before, ExpressionBudget budget)
     {
         try
         {
             if (text.Length > Longest) throw new NotSupportedException();
+            if (!budget.Take(text))
+            {
+                json.Refuse(field, $"at most {ExpressionBudget.MostExpressions} regular expressions in the whole file, of {ExpressionBudget.MostWeight} characters together, each times the repetitions it counts", "more");
+                return null;
+            }
             // Alone first, so that an unbalanced bracket cannot close our group; only read, which costs little.
             _ = new Regex(text, RegexOptions.CultureInvariant);
             return new NameExpression(new Regex($@"\A{before}(?:{text})\z", RegexOptions.NonBacktracking | RegexOptions.CultureInvariant, TimeSpan.FromSeconds(1)));
@@ -125,12 +166,11 @@ internal sealed class NameExpression
 internal sealed class NamePattern<T> where T : struct
 {
     private const int MostKeys = 4096;
-    private const int MostExpressions = 64;
 
     private readonly List<(string Key, NameExpression? Expression, T Value)> entries = [];
 
     /// <param name="suffixes">Dotted ends of the modules' names; see <see cref="ModuleName.SuffixesOf"/>.</param>
-    public static NamePattern<T> Read(JsonFields json, string field, HashSet<string> suffixes, string expected, Func<JsonElement, T?> value)
+    public static NamePattern<T> Read(JsonFields json, string field, HashSet<string> suffixes, ExpressionBudget budget, string expected, Func<JsonElement, T?> value)
     {
         var pattern = new NamePattern<T>();
         if (json.Any(field) is not { } map) return pattern;
@@ -140,7 +180,6 @@ internal sealed class NamePattern<T> where T : struct
             return pattern;
         }
 
-        var expressions = 0;
         foreach (var entry in map.EnumerateObject())
         {
             if (entry.Value.ValueKind != JsonValueKind.Number || value(entry.Value) is not { } number)
@@ -153,13 +192,8 @@ internal sealed class NamePattern<T> where T : struct
             // Read as an expression, a module's own dotted end matches just what its text does: each dot meets a dot.
             if (!suffixes.Contains(entry.Name))
             {
-                if (++expressions > MostExpressions)
-                {
-                    json.Refuse(field, $"at most {MostExpressions} regular expressions", "more");
-                    break;
-                }
-
-                if ((expression = NameExpression.Compile(json, field, entry.Name, @"(?:.*\.)?")) is null) continue;
+                if (budget.IsSpent) break;              // it has been said
+                if ((expression = NameExpression.Compile(json, field, entry.Name, @"(?:.*\.)?", budget)) is null) continue;
             }
 
             pattern.entries.Add((entry.Name, expression, number));

@@ -29,7 +29,7 @@ internal sealed class JsonFields(JsonElement json, FieldError report, string pat
     {
         try
         {
-            using var stream = File.OpenRead(file);
+            using var stream = new FileStream(RegularFile.Open(file), FileAccess.Read);
             if (stream.Length > maxBytes) throw new ModelFileException(file, null, $"at most {maxBytes} bytes", $"{stream.Length}");
             var bytes = new byte[stream.Length];
             stream.ReadExactly(bytes);

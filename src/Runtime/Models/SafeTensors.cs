@@ -92,7 +92,7 @@ internal sealed unsafe class SafeTensors : IDisposable
         long length;
         try
         {
-            using var file = File.OpenHandle(path);
+            using var file = RegularFile.Open(path);
             length = RandomAccess.GetLength(file);
             if (length > limits.FileBytes) throw new ModelFileException(path, null, $"at most {limits.FileBytes} bytes", $"{length}");
             Span<byte> start = stackalloc byte[8];

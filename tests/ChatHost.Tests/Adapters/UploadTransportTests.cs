@@ -25,6 +25,7 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
         { "another file instead", 400, "archive_layout" },
         { "two of one file", 400, "archive_layout" },
         { "a form of 100 parts", 400, "archive_layout" },
+        { "a form of 1,025 fields", 400, "archive_layout" },
         { "no boundary", 400, "archive_layout" },
         { "a boundary of 200", 400, "archive_layout" },
         { "no final boundary", 400, "archive_layout" },
@@ -87,6 +88,7 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
             "another file instead" => Form(config, ("model.safetensors", weights.Bytes)),
             "two of one file" => Form(config, weights, weights),
             "a form of 100 parts" => Form([.. Enumerable.Range(0, 100).Select(i => ($"f{i}", new byte[1]))]),
+            "a form of 1,025 fields" => Bare("b", string.Concat(Enumerable.Range(0, 1025).Select(i => $"--b\r\nContent-Disposition: form-data; name=f{i}\r\n\r\n\r\n")) + "--b--\r\n"),
             "no boundary" => Raw("--x--"u8.ToArray(), "multipart/form-data"),
             "a boundary of 200" => Bare(new string('b', 200), ""),
             "no final boundary" => Bare("b", "--b\r\nContent-Disposition: form-data; name=f; filename=adapter_config.json\r\n\r\n{}"),
@@ -178,7 +180,8 @@ public sealed class UploadTransportTests(UploadTransportTests.SharedHost shared)
     {
         var host = shared.Host;
         using var admin = host.Client();
-        using var response = await admin.PostAsync($"/api/tenants/harbor/adapters/{name}/versions", Form("ledger"));
+        // Kestrel itself takes no zero and closes at once: a body that has gone by then leaves no broken pipe.
+        using var response = await admin.PostAsync($"/api/tenants/harbor/adapters/{name}/versions", name.Contains("%00", StringComparison.Ordinal) ? Form(("f", [1])) : Form("ledger"));
         Assert.Equal(status, (int)response.StatusCode);
         using var tooLong = await admin.PostAsync($"/api/tenants/harbor/adapters/{new string('a', 65)}/versions", Form("ledger"));
         Assert.Equal(HttpStatusCode.BadRequest, tooLong.StatusCode);

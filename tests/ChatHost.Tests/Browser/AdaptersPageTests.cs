@@ -118,6 +118,34 @@ public sealed class AdaptersPageTests(Chromium chromium) : IDisposable
     }
 
     [Fact]
+    public async Task An_adapter_is_pinned_and_the_disk_is_told_with_its_quota()
+    {
+        await using var host = await TestHost.StartRealAsync("Tenants:harbor:AdapterQuotaMegabytes=1");
+        await using var tab = await chromium.OpenAsync(host.Url);
+        var page = tab.Page;
+        await tab.SignInAsync("harbor");
+        await page.GetByTestId("adapters").ClickAsync();
+        await Expect(page.GetByTestId("disk")).ToContainTextAsync("KB of the 1.0 MB that they may take on the disk.");
+        await Expect(page.GetByTestId("pinned")).ToHaveCountAsync(0);
+        await page.Locator("[data-testid=adapter][data-name=harbor]").ClickAsync();
+        await page.GetByTestId("adapter-menu").ClickAsync();
+        await page.GetByText("Pin in memory").ClickAsync();
+        await Expect(page.GetByTestId("done")).ToContainTextAsync("harbor stays in memory now.");
+        await Expect(page.GetByTestId("pinned")).ToBeVisibleAsync();
+        await page.GetByTestId("adapter-menu").ClickAsync();
+        await page.GetByText("Unpin").ClickAsync();
+        await Expect(page.GetByTestId("done")).ToContainTextAsync("harbor takes turns with others now.");
+        await Expect(page.GetByTestId("pinned")).ToHaveCountAsync(0);
+
+        // What is beyond the quota is refused with what is kept and what may be.
+        await UploadAsync(tab, [Repo.Path("adapters", "lantern", "adapter_config.json"), Repo.Path("adapters", "lantern", "adapter_model.safetensors")]);
+        await Expect(page.GetByTestId("upload-result")).ToContainTextAsync("beyond the 1048576 that it may keep");
+        await page.GetByTestId("tab-audit").ClickAsync();
+        await Expect(page.GetByTestId("audit-entry").Nth(1)).ToContainTextAsync("Unpinned");
+        Assert.Contains("413", Assert.Single(tab.Complaints), StringComparison.Ordinal);
+    }
+
+    [Fact]
     public async Task A_member_s_key_is_shown_once_and_does_not_lead_to_these_pages()
     {
         await using var host = await TestHost.StartRealAsync();

@@ -23,6 +23,20 @@ public sealed class SqliteAdapterStoreTests : AdapterStoreTests
     }
 
     [Fact]
+    public void A_store_of_the_first_version_is_brought_up_to_date()
+    {
+        using (var database = Open())
+            database.Change((t, _) => Dapper.SqlMapper.Execute(t.Connection!, """
+                ALTER TABLE versions DROP COLUMN stored_bytes; ALTER TABLE adapters DROP COLUMN pinned; DELETE FROM migrations WHERE number = 1;
+                INSERT INTO adapters (tenant, name, changed, created_at, next_version) VALUES ('a', 'x', 1, 0, 2);
+                INSERT INTO versions VALUES ('a', 'x', 1, 'sha256:0', 'lora', 8, 1000, 1000, NULL, '[]', 0, 'me');
+                """, transaction: t));
+        using var again = Open();
+        var store = new AdapterStore(again, TimeProvider.System);
+        Assert.Equal((1000L, 0L), (store.StoredBytes("a"), store.Find("a", "x")!.Pinned));
+    }
+
+    [Fact]
     public void A_file_that_is_no_database_is_named()
     {
         var folder = Directory.CreateTempSubdirectory("store-").FullName;
@@ -74,7 +88,7 @@ public abstract class AdapterStoreTests : IDisposable
     }
 
     private static StoredVersion Version(string tenant, string name, int content) =>
-        new(tenant, name, 0, $"sha256:{content:d64}", "prolora", 16, 1000, 4000, content % 2 == 0 ? "base" : null, "[]", 0, "somebody");
+        new(tenant, name, 0, $"sha256:{content:d64}", "prolora", 16, 1000, 4000, content % 2 == 0 ? "base" : null, "[]", 0, "somebody", 1100);
 
     private static long Add(AdapterStore store, string tenant, string name, int content) => store.AddVersion(Version(tenant, name, content), activates: false).Version.Number;
 
@@ -166,6 +180,54 @@ public abstract class AdapterStoreTests : IDisposable
         store.AddVersion(Version("a", "x", 1), activates: true);
         store.AddVersion(Version("a", "x", 2), activates: true);
         Assert.Equal(1, store.Find("a", "x")!.Active);
+    }
+
+    [Fact]
+    public async Task Of_hosts_that_race_for_a_tenants_last_bytes_one_wins()
+    {
+        var stores = new[] { Store(), Store() };
+        stores[0].AddVersion(Version("a", "x", 1), activates: false, quota: 3300);
+        stores[0].AddVersion(Version("a", "y", 1), activates: false, quota: 3300);            // the same bytes count once
+        stores[0].AddVersion(Version("b", "x", 1), activates: false, quota: 1100);            // and for each tenant
+        Assert.Equal((1100L, 1100L, 0L), (stores[1].StoredBytes("a"), stores[1].StoredBytes("b"), stores[1].StoredBytes("c")));
+        var refused = 0;
+        await Task.WhenAll(Enumerable.Range(0, 8).Select(i => Task.Run(() =>
+        {
+            try
+            {
+                stores[i % 2].AddVersion(Version("a", $"n{i}", 10 + i), activates: false, quota: 3300);
+            }
+            catch (QuotaExceededException e)
+            {
+                Assert.Equal((1100L, 3300L), (e.More, e.Quota));
+                Interlocked.Increment(ref refused);
+            }
+        })));
+        Assert.Equal((6, 3300L, 4), (refused, stores[0].StoredBytes("a"), stores[0].List("a", "", 100).Count));
+        var (_, created) = stores[0].AddVersion(Version("a", "x", 1), activates: false, quota: 3300);
+        Assert.False(created);
+        Assert.Throws<QuotaExceededException>(() => stores[0].AddVersion(Version("a", "x", 99), activates: false, quota: 1));
+        Assert.True(stores[0].AddVersion(Version("a", "x", 99), activates: true).Created);       // the operator's own
+    }
+
+    [Fact]
+    public void Pins_are_noted_counted_and_end_with_their_adapter()
+    {
+        var store = Store();
+        foreach (var (name, content) in new[] { ("x", 1), ("y", 2), ("z", 1) }) store.AddVersion(Version("a", name, content), activates: true);
+        Add(store, "a", "idle", 5);
+        Assert.Equal(Change.NoVersion, store.Pin("a", "idle", true, 5000, "me"));
+        Assert.Equal(Change.NotFound, store.Pin("b", "x", true, 5000, "me"));
+        Assert.Equal(Change.Conflict, store.Pin("a", "x", true, 999, "me"));
+        Assert.Equal(Change.Done, store.Pin("a", "x", true, 1000, "me"));
+        Assert.Equal(Change.Done, store.Pin("a", "z", true, 1000, "me"));            // the same bytes
+        Assert.Equal(Change.Conflict, store.Pin("a", "y", true, 1999, "me"));
+        Assert.Equal(1, store.Find("a", "x")!.Pinned);
+        Assert.Equal(Change.Done, store.Pin("a", "x", false, 0, "me"));
+        Assert.Equal(Change.Done, store.DeleteAdapter("a", "z", "me"));
+        store.AddVersion(Version("a", "z", 7), activates: true);
+        Assert.Equal((0L, 0L), (store.Find("a", "x")!.Pinned, store.Find("a", "z")!.Pinned));
+        Assert.Equal(["unpin", "pin", "pin"], store.Audit("a", long.MaxValue, 100).Where(n => n.Action.EndsWith("pin", StringComparison.Ordinal)).Select(n => n.Action));
     }
 
     [Fact]

@@ -1,3 +1,4 @@
+using System.Collections.Concurrent;
 using System.Diagnostics;
 using System.Net;
 using System.Net.Sockets;
@@ -55,11 +56,15 @@ internal sealed partial class RedisServer : IDisposable
             }
     }
 
+    /// <summary>Where <see cref="TellAsync"/> has spoken from.</summary>
+    public ConcurrentBag<string> Tellers { get; } = [];
+
     /// <summary>What it answers to a command, as text.</summary>
     public async Task<string> TellAsync(params string[] command)
     {
         using var client = new TcpClient();
         await client.ConnectAsync(IPAddress.Loopback, Port);
+        Tellers.Add($"127.0.0.1:{((IPEndPoint)client.Client.LocalEndPoint!).Port}");
         var text = new StringBuilder($"*{command.Length}\r\n");
         foreach (var part in command) text.Append(System.Globalization.CultureInfo.InvariantCulture, $"${Encoding.Latin1.GetByteCount(part)}\r\n{part}\r\n");
         await client.GetStream().WriteAsync(Encoding.Latin1.GetBytes(text.ToString()));

@@ -57,6 +57,40 @@ public sealed class HttpRuntimeTests
         Assert.Equal(expected, ((GenerationDone)(await Collect(Runtime(handler)))[^1]).Adapter);
     }
 
+    [Fact]
+    public async Task A_server_that_tells_its_progress_is_heard_from_the_queue_on()
+    {
+        var handler = StubHandler.Streaming([Encoding.UTF8.GetBytes(
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n" +
+            "data: {\"choices\":[],\"progress\":{\"event\":\"queued\",\"ahead\":2,\"prompt_tokens\":13}}\n\n" +
+            "data: {\"choices\":[],\"progress\":{\"event\":\"adapter_load\"}}\n\n" +
+            "data: {\"choices\":[],\"progress\":{\"event\":\"prefill\",\"done\":0,\"total\":13}}\n\n" +
+            "data: {\"choices\":[],\"progress\":{\"event\":\"of a later version\"}}\n\n" +
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Ahoy\"}}],\"progress\":{\"event\":\"delta\",\"tokens\":3}}\n\n" +
+            "data: {\"choices\":[{\"index\":0,\"delta\":{\"content\":\"!\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n")]);
+        handler.Adapter = "sha256:aa";
+        handler.TellsProgress = true;
+        var events = await Collect(Runtime(handler));
+        Assert.Equal(
+            [new GenerationQueued(2, 13), new AdapterLoading("sha256:aa"), new PrefillProgress(0, 13)],
+            events.Take(3));
+        Assert.Equal([("Ahoy", 3), ("!", 1)], events.OfType<TextDelta>().Select(d => (d.Text, d.Tokens)));
+        Assert.Equal(6, events.Count);
+    }
+
+    [Fact]
+    public async Task Who_asks_may_be_said_in_other_headers_than_a_key()
+    {
+        var handler = StubHandler.Streaming([Encoding.UTF8.GetBytes(Stream)]);
+        var runtime = new HttpRuntime(new Uri("http://host:5080"), (headers, tenant) =>
+        {
+            headers.Authorization = new AuthenticationHeaderValue("Bearer", "service");
+            headers.Add("x-of", tenant);
+        }, new HttpClient(handler));
+        await Collect(runtime);
+        Assert.Equal(("Bearer service", "harbor"), (handler.Authorization, handler.Headers!.GetValues("x-of").Single()));
+    }
+
     [Theory]
     [InlineData("http://host:5080", "http://host:5080/v1/chat/completions")]
     [InlineData("http://host:5080/", "http://host:5080/v1/chat/completions")]
@@ -384,7 +418,9 @@ public sealed class HttpRuntimeTests
     {
         public string? Uri { get; private set; }
         public string? Authorization { get; private set; }
+        public HttpRequestHeaders? Headers { get; private set; }
         public string? Body { get; private set; }
+        public bool TellsProgress { get; set; }
         public string Adapter { get; set; } = "support@v3";
         public RetryConditionHeaderValue? RetryAfter { get; set; }
 
@@ -399,11 +435,13 @@ public sealed class HttpRuntimeTests
         {
             Uri = request.RequestUri!.AbsoluteUri;
             Authorization = request.Headers.Authorization?.ToString();
+            Headers = request.Headers;
             Body = request.Content is null ? null : await request.Content.ReadAsStringAsync(cancellationToken);
             var response = answer();
             response.Headers.Add("x-request-id", "req-1");
             response.Headers.Add("x-tenantlora-adapter", Adapter);
             response.Headers.RetryAfter = RetryAfter;
+            if (TellsProgress) response.Headers.Add("x-tenantlora-progress", "1");
             return response;
         }
     }

@@ -256,6 +256,41 @@ public sealed class AdapterConfigTests
         folder.Read().Adapter?.Dispose();
     }
 
+    /// <summary>What matching may cost is told from the text alone, before anything is matched.</summary>
+    [Theory]
+    [InlineData("q_proj", 6)]
+    [InlineData("a{3}", 12)]
+    [InlineData("(ab{2,30}){8}", 13 * 30 * 8)]
+    [InlineData("a{12,}", 6 * 12)]
+    [InlineData("a{,9}", 5 * 9)]
+    [InlineData("a{99999999999}", 14L * ExpressionBudget.MostWeight)]
+    [InlineData("{x}{", 4)]
+    public void Counted_repetitions_weigh_as_if_written_out(string expression, long weight) => Assert.Equal(weight, ExpressionBudget.Weigh(expression));
+
+    [Fact]
+    public void Expressions_of_all_fields_share_one_budget()
+    {
+        using var folder = new AdapterFolder().AddQueryAndValue();
+        JsonObject Many(int count, string expression) => new(Enumerable.Range(0, count).Select(i => KeyValuePair.Create($"{expression}|x{i}", (JsonNode?)4)));
+        var most = ExpressionBudget.MostExpressions;
+        folder.Config["target_modules"] = ".*(q|v)_proj";
+        folder.Config["rank_pattern"] = Many(most / 2, ".*q_proj");
+        folder.Config["alpha_pattern"] = Many((most / 2) - 1, ".*v_proj");
+        folder.Accept().Dispose();
+        folder.Config["alpha_pattern"] = Many(most / 2, ".*v_proj");
+        Assert.Contains($"at most {most} regular expressions", folder.Refuse("config_invalid").Expected, StringComparison.Ordinal);
+
+        // Few, but heavy: the second takes them beyond the weight.
+        folder.Config["alpha_pattern"] = new JsonObject();
+        folder.Config["rank_pattern"] = new JsonObject { ["(?:.*[a-m].{1,9}){4}.*"] = 4 };
+        folder.Accept().Dispose();
+        folder.Config["rank_pattern"] = new JsonObject { ["(?:.*[a-m].{1,9}){4}.*"] = 4, ["q_proj|(.{40}x){4}"] = 4 };
+        Assert.Equal("adapter_config.json: rank_pattern", folder.Refuse("config_invalid").Where);
+        // Names of modules are no expressions, and cost nothing of it.
+        folder.Config["rank_pattern"] = new JsonObject(Enumerable.Range(0, 2).SelectMany(l => ModuleName.Paths.Select(p => KeyValuePair.Create($"model.layers.{l}.{p}", (JsonNode?)4))));
+        folder.Accept().Dispose();
+    }
+
     /// <summary>Bit flips, cuts and swapped JSON pieces, from a fixed seed: findings or none, never an exception.</summary>
     [Fact]
     public void Random_damage_is_read_or_found()

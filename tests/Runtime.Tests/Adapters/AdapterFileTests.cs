@@ -321,4 +321,27 @@ public sealed class AdapterFileTests
         var finding = folder.Refuse(code);
         Assert.NotNull(finding.Expected);
     }
+
+    /// <summary>To open a pipe would be to wait for somebody who writes to it.</summary>
+    [Theory]
+    [InlineData("adapter_config.json", "config_missing")]
+    [InlineData("adapter_model.safetensors", "safetensors_invalid")]
+    public async Task A_pipe_in_a_files_place_is_refused_at_once(string file, string code)
+    {
+        if (OperatingSystem.IsWindows()) Assert.Skip("Windows has no pipes among its files.");
+        using var folder = new AdapterFolder().AddQueryAndValue();
+        folder.Accept().Dispose();
+        var path = Path.Combine(folder.Path, file);
+        File.Delete(path);
+        using (var make = System.Diagnostics.Process.Start("mkfifo", [path])) await make.WaitForExitAsync();
+        var reading = Task.Run(() => AdapterFile.Read(folder.Path, AdapterFolder.Model, 64));
+        if (await Task.WhenAny(reading, Task.Delay(TimeSpan.FromSeconds(20))) != reading)
+        {
+            await File.WriteAllBytesAsync(path, []);            // lets it go
+            Assert.Fail("It waits for a writer.");
+        }
+        var (report, adapter) = await reading;
+        Assert.Null(adapter);
+        Assert.Contains(report.Findings, f => f.Severity == Severity.Error && f.Code == code);
+    }
 }

@@ -87,6 +87,29 @@ public sealed class AdapterResidencyTests : IDisposable
     }
 
     [Fact]
+    public void Those_to_be_kept_go_last_and_hold_nobody_up_for_ever()
+    {
+        Create(30);
+        AdapterEntry a = New("a"), b = New("b"), c = New("c"), d = New("d"), e = New("e", 30);
+        residency!.Kept = new HashSet<string> { "a" };
+        TurnUntilQuiet([], [a, b, c]);
+        TurnUntilQuiet([], [d]);                        // a is the one least recently wanted
+        Assert.Equal([a, c, d], Resident);
+        TurnUntilQuiet([c, d], [b]);                    // the others run: one of them is to make room
+        Assert.Equal([a, c, d], Resident);
+        Assert.Single(new[] { c, d }, x => !residency.Ready(x));
+        Assert.True(residency.Ready(a));
+        TurnUntilQuiet([c], [b]);
+        Assert.Equal([a, b, c], Resident);
+        TurnUntilQuiet([], [e]);                        // with it there none else fits
+        Assert.Equal([e], Resident);
+        residency.Kept = new HashSet<string>();
+        TurnUntilQuiet([], [a, b, c]);
+        TurnUntilQuiet([], [d]);
+        Assert.Equal([b, c, d], Resident);
+    }
+
+    [Fact]
     public void Nobody_goes_who_runs_or_whom_a_step_still_reads()
     {
         Create(20);

@@ -1,7 +1,7 @@
 import { signal, type Signal } from '@preact/signals';
 import { ApiError, request, upload } from './api.ts';
 import { bytes, percent, plural } from './format.ts';
-import type { AdapterCard, AdapterDetail, AuditEntry, Finding, KeyCard, Resident, Session, Severity, UsageCard, UsagePage, VersionCard } from './protocol.ts';
+import type { AdapterCard, AdapterDetail, AuditEntry, Disk, Finding, KeyCard, Resident, Session, Severity, UsageCard, UsagePage, VersionCard } from './protocol.ts';
 
 // ── where one is ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -54,6 +54,10 @@ export function tryLanes(card: AdapterCard, version: string, base: string | unde
   return [now, `${card.name}@${version}`].filter((model) => model !== undefined);
 }
 
+/** How full the tenant's part of the disk is. */
+export const onDisk = ({ bytes: taken, quota }: Disk): string =>
+  quota === null ? `All versions take ${bytes(taken)} on the disk.` : `All versions take ${bytes(taken)} of the ${bytes(quota)} that they may take on the disk.`;
+
 const severities: Severity[] = ['error', 'warning', 'information'];
 const severityWords: Record<Severity, string> = { error: 'error', warning: 'warning', information: 'note' };
 
@@ -71,6 +75,7 @@ export function tally(findings: Finding[]): string {
 const deeds: Record<string, string> = {
   upload: 'Uploaded', refused: 'Upload refused', activate: 'Activated', canary: 'Canary', canary_end: 'Canary ended', rollback: 'Rolled back',
   delete_version: 'Version deleted', delete_adapter: 'Adapter deleted', key_created: 'Key created', key_revoked: 'Key revoked',
+  pin: 'Pinned in memory', unpin: 'Unpinned',
 };
 
 /** What was done, to what: "Activated", "harbor", "v1 → v2". */
@@ -227,6 +232,7 @@ export class Admin {
   /** Null until read. */
   readonly adapters = signal<Listing<AdapterCard> | null>(null);
   readonly detail = signal<AdapterDetail | null>(null);
+  readonly disk = signal<Disk | null>(null);
   readonly resident = signal<Resident | null>(null);
   readonly usage = signal<(UsagePage & { days: number; count: number }) | null>(null);
   /** The days that the usage is asked for. */
@@ -317,6 +323,9 @@ export class Admin {
 
   rollBack = (card: AdapterCard): Promise<void> => this.#move(card, 'POST', 'rollback', {}, `Rolled back: ${card.previous} of ${card.name} is active now.`);
 
+  pin = (card: AdapterCard, pinned: boolean): Promise<void> =>
+    this.#move(card, pinned ? 'PUT' : 'DELETE', 'pin', undefined, pinned ? `${card.name} stays in memory now.` : `${card.name} takes turns with others now.`);
+
   // These and the keys' verbs resolve to false where it was not done; `problem` then says why.
 
   removeVersion = (card: AdapterCard, version: string): Promise<boolean> => this.#doing(async () => {
@@ -390,7 +399,8 @@ export class Admin {
   // ── inside ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
   async #list(page: Page, before?: Listing<AdapterCard>): Promise<void> {
-    const { adapters, next } = await this.#get<{ adapters: AdapterCard[]; next: string | null }>(`adapters${before?.next ? `?after=${encodeURIComponent(before.next)}` : ''}`);
+    const { adapters, next, disk } = await this.#get<{ adapters: AdapterCard[]; next: string | null; disk: Disk }>(`adapters${before?.next ? `?after=${encodeURIComponent(before.next)}` : ''}`);
+    this.#keep(page, this.disk, disk);
     this.#keep(page, this.adapters, { items: [...(before?.items ?? []), ...adapters], next });
   }
 

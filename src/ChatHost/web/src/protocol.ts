@@ -85,6 +85,14 @@ export interface AdapterCard {
   previous: string | null;
   canary: { version: string; share: number } | null;
   versions: number;
+  /** Its active version stays in memory. */
+  pinned: boolean;
+}
+
+/** What all versions take on the disk, the same bytes once, and what they may; null: no limit. */
+export interface Disk {
+  bytes: number;
+  quota: number | null;
 }
 
 export interface AdapterDetail extends AdapterCard {

@@ -1,10 +1,10 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { aliases, byDay, deed, few, filled, hashOf, hoursIn, inOrder, pageOf, pick, size, sorted, summary, tally, tryLanes, type Page } from '../src/admin.ts';
+import { aliases, byDay, deed, few, filled, hashOf, hoursIn, inOrder, onDisk, pageOf, pick, size, sorted, summary, tally, tryLanes, type Page } from '../src/admin.ts';
 import { percent } from '../src/format.ts';
 import type { AdapterCard, AuditEntry, Finding, Severity, UsageCard } from '../src/protocol.ts';
 
-const card: AdapterCard = { name: 'harbor', etag: 'e', createdAt: '', active: 'v2', previous: 'v1', canary: { version: 'v3', share: 10 }, versions: 3 };
+const card: AdapterCard = { name: 'harbor', etag: 'e', createdAt: '', active: 'v2', previous: 'v1', canary: { version: 'v3', share: 10 }, versions: 3, pinned: false };
 const finding = (severity: Severity, code: string): Finding => ({ code, severity, what: '', where: '', expected: null, found: null, fix: null });
 const picked = (...paths: string[]) => pick(paths.map((path) => ({ path, file: path })));
 
@@ -19,6 +19,11 @@ test('a size is told beside what plain LoRA would take, where that is more', () 
   assert.deepEqual(size({ bytes: 456_000, expandedBytes: 1_824_000 }), { words: '456 KB, 25\u00a0% of the 1.8 MB of plain LoRA', share: 0.25 });
   assert.deepEqual(size({ bytes: 1_824_000, expandedBytes: 1_824_000 }), { words: '1.8 MB', share: null });
   assert.equal(percent(0.001), '<1\u00a0%');
+});
+
+test('the disk is told with its quota, where there is one', () => {
+  assert.equal(onDisk({ bytes: 640_000, quota: 1_048_576 }), 'All versions take 640 KB of the 1.0 MB that they may take on the disk.');
+  assert.equal(onDisk({ bytes: 640_000, quota: null }), 'All versions take 640 KB on the disk.');
 });
 
 test('aliases come in the order of their weight', () => {

@@ -1,6 +1,6 @@
 import type { ComponentChildren } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
-import { aliases, few, hashOf, inOrder, severityWord, size, tally, tryLanes, type Admin, type Candidate, type Picked, type Upload } from '../admin.ts';
+import { aliases, few, hashOf, inOrder, onDisk, severityWord, size, tally, tryLanes, type Admin, type Candidate, type Picked, type Upload } from '../admin.ts';
 import { bytes, kindOf, percent, plural } from '../format.ts';
 import type { AdapterCard, AdapterDetail, Finding, VersionCard } from '../protocol.ts';
 import type { Workspace } from '../workspace.ts';
@@ -14,6 +14,7 @@ interface Props {
 
 export function AdaptersView({ admin, workspace }: Props) {
   const list = admin.adapters.value;
+  const disk = admin.disk.value;
   return (
     <>
       <PageTitle>Adapters</PageTitle>
@@ -33,6 +34,12 @@ export function AdaptersView({ admin, workspace }: Props) {
           </ul>
           {list.items.length === 0 && <p class="empty-list">There is no adapter yet. Upload the first one.</p>}
           {list.next && <More admin={admin} />}
+          {disk && (
+            <div class="card" data-testid="disk">
+              <p>{onDisk(disk)}</p>
+              {disk.quota !== null && <progress class="share" max={disk.quota} value={disk.bytes} aria-hidden="true" />}
+            </div>
+          )}
         </>
       )}
     </>
@@ -47,6 +54,7 @@ function Aliases({ card, version }: { card: AdapterCard; version?: string }) {
         <span key={a.alias} class={`badge ${a.alias}`} data-testid={`alias-${a.alias}`}>{a.alias}{version === undefined && ` ${a.version}`}{a.share !== undefined && ` ${percent(a.share / 100)}`}</span>
       ))}
       {version === undefined && card.active === null && <span class="badge">none active</span>}
+      {version === undefined && card.pinned && <span class="badge" title="Its active version stays in memory" data-testid="pinned">pinned</span>}
     </span>
   );
 }
@@ -71,7 +79,10 @@ export function AdapterView({ admin, workspace, name }: Props & { name: string }
         <PageTitle>{name}</PageTitle>
         {card && <Aliases card={card} />}
         {card?.previous && <button type="button" class="secondary" data-testid="roll-back" disabled={busy} onClick={() => void admin.rollBack(card)}><Icon name="undo" />Roll back to {card.previous}</button>}
-        {card && <Menu name={`Actions for ${name}`} title="Actions" class="icon-button" testid="adapter-menu" trigger={<Icon name="more" />} items={[{ label: 'Delete adapter', icon: 'trash', danger: true, run: () => setQuestion({ about: 'delete-adapter' }) }]} />}
+        {card && <Menu name={`Actions for ${name}`} title="Actions" class="icon-button" testid="adapter-menu" trigger={<Icon name="more" />} items={[
+          { label: card.pinned ? 'Unpin' : 'Pin in memory', detail: card.pinned ? 'It takes turns with others again' : 'Its active version is ready at once', icon: card.pinned ? 'close' : 'layers', run: () => void admin.pin(card, !card.pinned) },
+          { label: 'Delete adapter', icon: 'trash', danger: true, run: () => setQuestion({ about: 'delete-adapter' }) },
+        ]} />}
       </header>
       {card?.canary && <Canary admin={admin} card={card} ask={setQuestion} />}
       <UploadBox admin={admin} workspace={workspace} adapter={card} activate={(version) => setQuestion({ about: 'activate', version })} />
