@@ -13,11 +13,12 @@ try
         ["host", .. var rest] => await HostShare.Run(rest),
         ["kernels", .. var rest] => CpuKernels.Run(rest),
         ["logits", .. var rest] => Logits.Run(rest),
+        ["servers", .. var rest] => await Servers.Run(rest),
         ["tokenize", .. var rest] => Tokenize.Run(rest),
         _ => Help(),
     };
 }
-catch (Exception error) when (error is ArgumentException or FormatException or IOException or JsonException or ModelFileException or AdapterRefusedException)
+catch (Exception error) when (error is ArgumentException or FormatException or IOException or TenantLoraException or JsonException or ModelFileException or AdapterRefusedException)
 {
     Console.Error.WriteLine(error.Message);
     return 1;
@@ -38,6 +39,8 @@ static int Help()
           kernels       [THREADS]                                              the Cpu backend's verbs against the machine's peak
           logits        --model DIR [--adapter DIR] [--device D] --ids 5,6,7   fp32 logits, a JSON array a position
                         [--rope bf16]                                          with RoPE frequencies rounded, as a model object cast to bf16 has them
+          servers       --servers URL=KEY,URL=KEY [--rows 1,8] [--rounds 20]   running servers over /v1, by turns: first token, tokens/s, the same answers
+                        [--answer 64] [--model NAME]
           tokenize      --model DIR                                            JSON strings on stdin -> ids, ids_plain, decoded
         """);
     return 2;

@@ -1,6 +1,7 @@
 using System.Net.Http.Json;
 using System.Text.RegularExpressions;
 using Microsoft.Playwright;
+using TenantLora.ChatHost.Tests.Runtimes;
 using TenantLora.Tests;
 using static Microsoft.Playwright.Assertions;
 
@@ -25,13 +26,16 @@ public sealed class AdaptersPageTests(Chromium chromium) : IDisposable
 
     public void Dispose() => made.Delete(recursive: true);
 
-    [Fact]
-    public async Task An_admin_uploads_tries_activates_and_rolls_back()
+    [Theory]
+    [InlineData(false)]
+    [InlineData(true)]
+    public async Task An_admin_uploads_tries_activates_and_rolls_back(bool apart)
     {
         // A sixteenth of its strength leaves nothing of the adapter but the base model's own answer.
         var (active, weak) = (DemoHost.Answer("harbor", Opening).Text, DemoHost.Answer("base", Opening).Text);
-        await using var host = await TestHost.StartRealAsync();
-        await using var tab = await chromium.OpenAsync(host.Url, new() { ViewportSize = new() { Width = 1280, Height = 900 } });
+        await using var pair = apart ? await Pair.StartAsync() : null;          // a Web host and its runtime
+        await using var alone = apart ? null : await TestHost.StartRealAsync();
+        await using var tab = await chromium.OpenAsync((pair?.Web ?? alone!).Url, new() { ViewportSize = new() { Width = 1280, Height = 900 } });
         var page = tab.Page;
         await tab.SignInAsync("harbor");
         await OpenHarborAsync(tab);

@@ -42,7 +42,23 @@ public sealed class PostgresServer : IDisposable
             port = ((IPEndPoint)listener.LocalEndpoint).Port;       // names its socket; it listens on no address
         }
         Run("initdb", "-D", Data, "-U", "postgres", "-A", "trust", "--no-sync");
-        Run("pg_ctl", "-s", "-D", Data, "-w", "-l", Path.Combine(folder, "log"), "-o", $"-k {folder} -p {port} -c listen_addresses='' -c fsync=off", "start");
+        Again();
+    }
+
+    /// <summary>Stops at once, as a crash would: what was committed is there again later.</summary>
+    public void Crash() => Run("pg_ctl", "-s", "-D", Data, "-m", "immediate", "stop");
+
+    public void Again() => Run("pg_ctl", "-s", "-D", Data, "-w", "-l", Path.Combine(folder!, "log"), "-o", $"-k {folder} -p {port} -c listen_addresses='' -c fsync=off", "start");
+
+    /// <summary>Ends all connections but this one.</summary>
+    public void Cut() => Run("psql", "-q", "-h", folder!, "-p", $"{port}", "-U", "postgres", "-c", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname LIKE 'tests%'");
+
+    /// <summary>All its processes stand still, or go on.</summary>
+    public void Freeze(bool goesOn = false)
+    {
+        var first = File.ReadLines(Path.Combine(Data, "postmaster.pid")).First();
+        foreach (var kill in new[] { new ProcessStartInfo("pkill", [goesOn ? "-CONT" : "-STOP", "-P", first]), new ProcessStartInfo("kill", [goesOn ? "-CONT" : "-STOP", first]) })
+            using (var process = Process.Start(kill)!) process.WaitForExit();
     }
 
     private string Data => Path.Combine(folder!, "data");
@@ -66,7 +82,7 @@ public sealed class PostgresServer : IDisposable
     public void Dispose()
     {
         if (folder is null) return;
-        Run("pg_ctl", "-s", "-D", Data, "-m", "immediate", "stop");
+        Crash();
         Directory.Delete(folder, recursive: true);
     }
 }
