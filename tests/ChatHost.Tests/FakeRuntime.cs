@@ -11,6 +11,9 @@ internal sealed class FakeRuntime : IRuntime
 
     public ConcurrentQueue<GenerationRequest> Asked { get; } = new();
 
+    /// <summary>Adapters that requests wanted at hand.</summary>
+    public ConcurrentQueue<string> Held { get; } = new();
+
     /// <summary>Generations entered and not yet left.</summary>
     public int Running;
 

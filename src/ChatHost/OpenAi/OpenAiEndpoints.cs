@@ -79,9 +79,9 @@ internal sealed partial class CompletionService(
     private async Task AnswerAsync(HttpContext context, bool chat, string endpoint)
     {
         var request = CompletionRequest.Read(await ReadBodyAsync(context), context.User.Tenant(), chat);
+        using var lease = admission.Enter(context.User.Tenant());           // before an adapter is brought for it
         using var pinned = await serving.PinAsync(request.Generation, context.RequestAborted);
         var model = pinned.Model;
-        using var lease = admission.Enter(context.User.Tenant());
         using var end = CancellationTokenSource.CreateLinkedTokenSource(context.RequestAborted, admission.Ended);
         await using var events = serving.GenerateAsync(pinned, end.Token).GetAsyncEnumerator(end.Token);
         // The first event, or what stands in its place, before the response begins: a refusal gets its own status.

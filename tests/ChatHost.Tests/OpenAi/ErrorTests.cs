@@ -98,6 +98,7 @@ public sealed class ErrorTests
         using var second = await client.PostAsync("/v1/chat/completions", TestHost.Json(Ask));
         Assert.Equal(HttpStatusCode.TooManyRequests, second.StatusCode);
         Assert.NotNull(second.Headers.RetryAfter);
+        Assert.Single(runtime.Held);            // nor is an adapter brought for it
         runtime.Answer = (_, token) => FakeRuntime.Says(token, "Aye");
         using var ledger = host.Client("ledger");
         using var third = await ledger.PostAsync("/v1/chat/completions", TestHost.Json(Ask.Replace("harbor", "ledger", StringComparison.Ordinal)));
