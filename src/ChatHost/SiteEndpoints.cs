@@ -22,10 +22,10 @@ internal static class SiteEndpoints
     {
         app.MapGet("/health/live", () => new Health("ok")).AllowAnonymous().WithSummary("Whether the process answers.");
         app.MapGet("/health/ready", Results<Ok<Health>, JsonHttpResult<Health>> (Admission admission, Serving serving) =>
-                (admission.Draining ? "draining" : serving.Runtime.IsReady ? null : "no_runtime") is { } reason
+                (admission.Draining ? "draining" : serving.Runtime.Fault) is { } reason
                     ? TypedResults.Json(new Health(reason), statusCode: StatusCodes.Status503ServiceUnavailable)
                     : TypedResults.Ok(new Health("ok")))
-            .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops, or while no runtime answers.");
+            .AllowAnonymous().WithSummary("Whether it takes requests; 503 while it stops, while no runtime answers, or while steps fail or do not end.");
         var metrics = app.ServiceProvider.GetRequiredService<PrometheusText>(); // from now on, or what comes before the first reader is lost
         app.MapGet("/metrics", () => TypedResults.Text(metrics.Read(), PrometheusText.ContentType))
             .AllowAnonymous().WithSummary("Prometheus' text format.");

@@ -51,6 +51,9 @@ public sealed partial class Engine : IRuntime
     private readonly Queue<Step> underway = new();                      // launched, not yet collected; oldest first
     private readonly Thread thread;
     private long launched, done;                                        // numbers of steps
+    private long turned, longest;                                       // timestamps: since when the loop has been at its turn, 0 while it sleeps; the longest turn
+    private int failures;                                               // steps in a row
+    private long failed;                                                // when the last of them did
     private int waiting;
     private volatile EngineStatus status;
 
@@ -129,6 +132,25 @@ public sealed partial class Engine : IRuntime
 
     /// <summary>What is served and on what.</summary>
     public EngineInfo Info { get; }
+
+    /// <summary>A turn of the loop that takes ten times as long as any before, and longer than this, is one that does not end. Of the first nothing is known: ten times this.</summary>
+    internal TimeSpan Patience { get; set; } = TimeSpan.FromMinutes(1);
+
+    /// <summary>
+    /// What keeps it from answering: its last three steps failed, or one does not end, as on a device that is lost. Null: nothing. After failures it is
+    /// null again in half a minute, so that whoever asks this first lets somebody try.
+    /// </summary>
+    public string? Fault
+    {
+        get
+        {
+            var (since, most) = (Interlocked.Read(ref turned), TimeSpan.FromSeconds((double)Interlocked.Read(ref longest) / Stopwatch.Frequency) * 10);
+            if (since != 0 && Stopwatch.GetElapsedTime(since) is var time && time > (most == TimeSpan.Zero ? Patience * 10 : most > Patience ? most : Patience))
+                return string.Create(CultureInfo.InvariantCulture, $"a step has been under way for {time.TotalSeconds:f0} s");
+            return Volatile.Read(ref failures) is var steps and >= 3 && Stopwatch.GetElapsedTime(Interlocked.Read(ref failed)) < TimeSpan.FromSeconds(30)
+                ? string.Create(CultureInfo.InvariantCulture, $"the last {steps} steps failed") : null;
+        }
+    }
 
     /// <summary>A look at the engine, as of its last step.</summary>
     public EngineStatus Status
@@ -357,6 +379,7 @@ public sealed partial class Engine : IRuntime
             while (arrivals.TryDequeue(out var generation)) scheduler.Add(generation);
 
             var begun = Stopwatch.GetTimestamp();
+            Interlocked.Exchange(ref turned, begun);
             TurnAdapters();
             var step = scheduler.Next();                        // who runs, with which blocks and adapters
             Settle(step.Dropped);
@@ -364,11 +387,13 @@ public sealed partial class Engine : IRuntime
             if (!runs && underway.Count == 0)
             {
                 status = Look();
+                Interlocked.Exchange(ref turned, 0);
                 Sleep();
                 continue;
             }
             while (underway.Count > (runs ? StepsAhead(step) : 0)) CollectOldest();
             metrics.Stepped(Stopwatch.GetElapsedTime(begun));
+            Interlocked.Exchange(ref longest, Math.Max(longest, Stopwatch.GetTimestamp() - begun));
             status = Look();
         }
         while (underway.Count > 0) CollectOldest();
@@ -449,6 +474,7 @@ public sealed partial class Engine : IRuntime
         try
         {
             Settle(scheduler.Complete(step, Take(step, backend.Collect())));
+            Volatile.Write(ref failures, 0);
         }
         catch (Exception error)
         {
@@ -460,6 +486,8 @@ public sealed partial class Engine : IRuntime
     private void StepFailed(Step step, Exception error)
     {
         StepFailed(log, error);
+        Interlocked.Exchange(ref failed, Stopwatch.GetTimestamp());
+        Volatile.Write(ref failures, failures + 1);
         Fail([.. step.Slices.Select(s => s.Sequence)], new TenantLoraException(ErrorCodes.Internal, "The step that computed this answer failed.", error));
     }
 

@@ -111,7 +111,7 @@ internal sealed class TestHost : IAsyncDisposable
 
         public long AdapterMemory => 1 << 30;
 
-        public bool IsReady => true;
+        public string? Fault => null;
 
         /// <summary>The configuration's adapters are there at the start, and taken for what the test says of them.</summary>
         public Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken) => Task.FromResult(new AdapterReport(tenant switch

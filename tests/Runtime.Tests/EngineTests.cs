@@ -473,6 +473,43 @@ public sealed class AheadEngineTests : EngineTests
     }
 
     [Fact]
+    public async Task Three_failed_steps_in_a_row_are_a_fault_until_one_succeeds()
+    {
+        await using var engine = Start();
+        onStep = _ => throw new InvalidOperationException("The device fell over.");
+        await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello")));         // one step, or one more that was ahead
+        Assert.Null(engine.Fault);
+        for (var i = 0; i < 2; i++) await Assert.ThrowsAsync<TenantLoraException>(() => Read(engine, Ask("Hello")));
+        Assert.Matches("^the last [3-6] steps failed$", engine.Fault);
+
+        onStep = _ => { };
+        await Read(engine, Ask("Hello"));
+        Assert.Null(engine.Fault);
+    }
+
+    [Fact]
+    public async Task A_step_that_does_not_end_is_a_fault_and_sleep_is_none()
+    {
+        await using var engine = Start();
+        await Read(engine, Ask("Hello"));
+        engine.Patience = TimeSpan.Zero;            // ten times the longest turn so far is left
+        await Task.Delay(200);
+        Assert.Null(engine.Fault);
+
+        using var go = new ManualResetEventSlim();
+        onStep = _ => go.Wait();
+        var stands = Read(engine, Ask("Hello"));
+        for (var i = 0; engine.Fault is null && i < 3000; i++) await Task.Delay(10);
+        Assert.StartsWith("a step has been under way for ", engine.Fault, StringComparison.Ordinal);
+
+        go.Set();
+        await stands;
+        await Quiet(engine);
+        for (var i = 0; engine.Fault is not null && i < 500; i++) await Task.Delay(10);
+        Assert.Null(engine.Fault);
+    }
+
+    [Fact]
     public async Task While_an_adapter_loads_others_are_served_and_those_who_wait_may_leave()
     {
         using var go = new ManualResetEventSlim();

@@ -28,7 +28,7 @@ internal sealed class EngineRuntime : IServedRuntime
 
     public long AdapterMemory => Math.Min(hostBytes, Engine.Status.AdapterBudget);
 
-    public bool IsReady => true;
+    public string? Fault => Engine.Fault;
 
     /// <summary>Loads the model.</summary>
     /// <exception cref="OptionsValidationException">A folder is not there.</exception>

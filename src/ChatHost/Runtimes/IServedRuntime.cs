@@ -17,8 +17,8 @@ internal interface IServedRuntime : IRuntime
     /// <summary>What adapters may take in memory: the host's or the device's, whichever has less for them.</summary>
     long AdapterMemory { get; }
 
-    /// <summary>Whether a request would be answered now.</summary>
-    bool IsReady { get; }
+    /// <summary>Why a request would not be answered now; null: it would.</summary>
+    string? Fault { get; }
 
     /// <summary>Judges an adapter's files: every finding in one pass.</summary>
     /// <param name="tenant">Whose requests will name it.</param>

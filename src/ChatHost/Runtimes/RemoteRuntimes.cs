@@ -46,7 +46,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
 
     public long AdapterMemory => info.AdapterMemory;
 
-    public bool IsReady => runtimes.Any(r => r.Fault is null);
+    public string? Fault => runtimes.Any(r => r.Fault is null) ? null : "no_runtime";
 
     /// <summary>By address: whether it is used.</summary>
     public IReadOnlyList<(Uri Address, bool IsUsed)> All => [.. runtimes.Select(r => (r.Address, r.Fault is null))];
@@ -234,7 +234,8 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
         {
             var found = await runtime.InfoAsync(soon.Token);
             runtime.Late = 0;
-            return (found, null);
+            if (found.Fault is not null) runtime.GiveUp();          // what runs there would wait for ever
+            return (found, found.Fault);
         }
         catch (Exception e) when (e is not OperationCanceledException)
         {

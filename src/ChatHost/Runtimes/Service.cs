@@ -54,7 +54,8 @@ internal static class Service
 
 /// <summary>What a Web host must know of a runtime.</summary>
 /// <param name="Start">Another after each start: what it was told before is forgotten.</param>
-internal sealed record ServiceInfo(EngineInfo Engine, long MaxAdapterFileBytes, long AdapterMemory, Guid Start);
+/// <param name="Fault">What keeps it from answering; null: nothing.</param>
+internal sealed record ServiceInfo(EngineInfo Engine, long MaxAdapterFileBytes, long AdapterMemory, Guid Start, string? Fault = null);
 
 /// <summary>Adapters that a runtime is to keep at hand.</summary>
 internal sealed record KeptAdapters(IReadOnlyList<string> Digests);

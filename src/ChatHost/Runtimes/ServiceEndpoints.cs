@@ -22,7 +22,7 @@ internal static class ServiceEndpoints
     {
         var service = app.MapGroup("/service").RequireAuthorization(Hosts);
         var start = Guid.NewGuid();
-        service.MapGet("/info", (EngineRuntime runtime) => TypedResults.Json(new ServiceInfo(runtime.Info, runtime.MaxAdapterFileBytes, runtime.AdapterMemory, start), ServiceJson.Default.ServiceInfo));
+        service.MapGet("/info", (EngineRuntime runtime) => TypedResults.Json(new ServiceInfo(runtime.Info, runtime.MaxAdapterFileBytes, runtime.AdapterMemory, start, runtime.Fault), ServiceJson.Default.ServiceInfo));
         service.MapPut("/kept", async (HttpContext context, EngineRuntime runtime, IHostApplicationLifetime life) =>
         {
             var wanted = await context.Request.ReadFromJsonAsync(ServiceJson.Default.KeptAdapters, context.RequestAborted);

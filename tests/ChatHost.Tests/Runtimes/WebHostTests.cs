@@ -2,6 +2,9 @@ using System.Collections.Concurrent;
 using System.Net;
 using System.Text.Json;
 using System.Text.RegularExpressions;
+using Microsoft.AspNetCore.Builder;
+using Microsoft.AspNetCore.Hosting;
+using Microsoft.AspNetCore.Http;
 using Microsoft.Extensions.Logging;
 using Microsoft.Extensions.Options;
 using TenantLora.ChatHost.Operations;
@@ -223,6 +226,37 @@ public sealed class WebHostTests
         Assert.Equal([true, false, false], runtimes.All.Select(r => r.IsUsed));
         foreach (var tenant in Enumerable.Range(0, 20)) Assert.IsType<GenerationDone>((await runtimes.GenerateAsync(new GenerationRequest { Tenant = $"{tenant}", Prompt = "Hi", MaxTokens = 1 }).ToListAsync())[^1]);
         Assert.DoesNotContain(log.Lines, l => l.Contains(Pair.ServiceKey, StringComparison.Ordinal));
+    }
+
+    [Fact]
+    public async Task A_runtime_whose_steps_do_not_end_is_not_used_until_it_is_well_and_what_ran_there_ends()
+    {
+        var (fault, asked) = (default(string), 0);
+        var builder = WebApplication.CreateSlimBuilder();
+        builder.Logging.ClearProviders();
+        builder.WebHost.UseUrls("http://127.0.0.1:0");
+        await using var runtime = builder.Build();
+        var info = new ServiceInfo(new EngineInfo("demo-7m", "llama", 1, 2048, "fake", "sha256:0"), 1 << 20, 1 << 30, Guid.NewGuid());
+        runtime.MapGet("/service/info", () => Results.Json(info with { Fault = Volatile.Read(ref fault) }, ServiceJson.Default.ServiceInfo));
+        runtime.MapPost("/v1/completions", async (HttpContext context) =>
+        {
+            Interlocked.Increment(ref asked);
+            await Task.Delay(Timeout.Infinite, context.RequestAborted);
+        });
+        await runtime.StartAsync();
+        var log = new ListLogger<RemoteRuntimes>();
+        await using var runtimes = await RemoteRuntimes.ConnectAsync(new TenantLoraOptions { ServiceKey = Pair.ServiceKey, Runtimes = [runtime.Urls.First()] }, log);
+        var stands = runtimes.GenerateAsync(new GenerationRequest { Tenant = "harbor", Prompt = "Hi" }).ToListAsync().AsTask();
+        await TestHost.UntilAsync(() => Volatile.Read(ref asked) == 1, "it is asked");
+        Assert.Null(runtimes.Fault);
+
+        Volatile.Write(ref fault, "a step has been under way for 99 s");
+        Assert.Equal(ErrorCodes.Unreachable, (await Assert.ThrowsAsync<TenantLoraException>(() => stands)).Code);
+        await TestHost.UntilAsync(() => runtimes.Fault == "no_runtime", "it is not used");
+        Assert.Contains(log.Lines, l => l.EndsWith("a step has been under way for 99 s", StringComparison.Ordinal));
+
+        Volatile.Write(ref fault, null);
+        await TestHost.UntilAsync(() => runtimes.Fault is null, "it is used again");
     }
 
     [Fact]
