@@ -39,6 +39,9 @@ internal sealed class Database : IDisposable
         UPDATE versions SET stored_bytes = bytes;
         ALTER TABLE adapters ADD COLUMN pinned BIGINT NOT NULL DEFAULT 0;
         """,
+        """
+        CREATE TABLE usage_batches (host TEXT PRIMARY KEY, number BIGINT NOT NULL, at BIGINT NOT NULL);
+        """,
     ];
 
     private readonly Func<DbConnection> connect;

@@ -19,9 +19,12 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
     private const double Step = 1.1892071150027210667;            // four buckets to a doubling: a percentile is told within 19 percent
     private static readonly TimeSpan Period = TimeSpan.FromSeconds(5);
 
-    private readonly Lock gate = new();
+    private readonly Lock gate = new(), flushing = new();
+    private readonly string host = Guid.NewGuid().ToString("N");
     private Dictionary<(string Tenant, string Name, string Version, long Hour), UsageRow> rows = [];
     private Dictionary<(string Tenant, string Name, string Version, long Hour, string Measure, long Bucket), long> buckets = [];
+    private Batch? underway;            // on its way to the store, or not known to be there
+    private long number;
 
     public override Task StartAsync(CancellationToken cancellationToken)
     {
@@ -70,31 +73,25 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
         }
     }
 
-    /// <summary>Adds what was counted to the store; after a failure it is kept for the next time.</summary>
+    /// <summary>Adds what was counted to the store. What could not be added, or may have been though nobody said so, is tried again as it was, and counts once.</summary>
     public void Flush()
     {
-        Dictionary<(string, string, string, long), UsageRow> some;
-        Dictionary<(string Tenant, string Name, string Version, long Hour, string Measure, long Bucket), long> counts;
+        lock (flushing)
+            while ((underway ??= Take()) is { } batch)
+            {
+                database.Write(t => Add(t, batch));
+                underway = null;
+            }
+    }
+
+    private Batch? Take()
+    {
         lock (gate)
         {
-            if (rows.Count == 0) return;
-            (some, counts, rows, buckets) = (rows, buckets, [], []);
-        }
-        try
-        {
-            database.Write(t => Add(t, some.Values, counts.Select(b => new UsageBucket(b.Key.Tenant, b.Key.Name, b.Key.Version, b.Key.Hour, b.Key.Measure, b.Key.Bucket, b.Value))));
-        }
-        catch
-        {
-            lock (gate)
-            {
-                foreach (var (key, row) in some)
-                    rows[key] = rows.GetValueOrDefault(key) is { } more
-                        ? row with { Requests = row.Requests + more.Requests, Errors = row.Errors + more.Errors, Cancelled = row.Cancelled + more.Cancelled, PromptTokens = row.PromptTokens + more.PromptTokens, CompletionTokens = row.CompletionTokens + more.CompletionTokens }
-                        : row;
-                foreach (var (key, count) in counts) buckets[key] = buckets.GetValueOrDefault(key) + count;
-            }
-            throw;
+            if (rows.Count == 0) return null;
+            var batch = new Batch(++number, [.. rows.Values], [.. buckets.Select(b => new UsageBucket(b.Key.Tenant, b.Key.Name, b.Key.Version, b.Key.Hour, b.Key.Measure, b.Key.Bucket, b.Value))]);
+            (rows, buckets) = ([], []);
+            return batch;
         }
     }
 
@@ -113,13 +110,17 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
         return null;
     }
 
-    private static bool Add(DbTransaction t, IEnumerable<UsageRow> rows, IEnumerable<UsageBucket> buckets)
+    private bool Add(DbTransaction t, Batch batch)
     {
+        var now = time.GetUtcNow().ToUnixTimeMilliseconds();
+        if (t.Connection!.Execute("INSERT INTO usage_batches (host, number, at) VALUES (@host, @Number, @now) ON CONFLICT (host) DO UPDATE SET number = excluded.number, at = excluded.at WHERE usage_batches.number < excluded.number",
+            new { host, batch.Number, now }, t) == 0) return false;         // it is there
+        t.Connection!.Execute("DELETE FROM usage_batches WHERE at < @before", new { before = now - (long)TimeSpan.FromDays(30).TotalMilliseconds }, t);        // of hosts that are gone
         t.Connection!.Execute("INSERT INTO usage (tenant, name, version, hour, requests, errors, cancelled, prompt_tokens, completion_tokens) VALUES (@Tenant, @Name, @Version, @Hour, @Requests, @Errors, @Cancelled, @PromptTokens, @CompletionTokens)"
             + " ON CONFLICT (tenant, name, version, hour) DO UPDATE SET requests = usage.requests + excluded.requests, errors = usage.errors + excluded.errors, cancelled = usage.cancelled + excluded.cancelled,"
-            + " prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, completion_tokens = usage.completion_tokens + excluded.completion_tokens", rows.OrderBy(r => (r.Tenant, r.Name, r.Version, r.Hour)), t);
+            + " prompt_tokens = usage.prompt_tokens + excluded.prompt_tokens, completion_tokens = usage.completion_tokens + excluded.completion_tokens", batch.Rows.OrderBy(r => (r.Tenant, r.Name, r.Version, r.Hour)), t);
         t.Connection!.Execute("INSERT INTO usage_buckets (tenant, name, version, hour, measure, bucket, count) VALUES (@Tenant, @Name, @Version, @Hour, @Measure, @Bucket, @Count)"
-            + " ON CONFLICT (tenant, name, version, hour, measure, bucket) DO UPDATE SET count = usage_buckets.count + excluded.count", buckets.OrderBy(b => (b.Tenant, b.Name, b.Version, b.Hour, b.Measure, b.Bucket)), t);
+            + " ON CONFLICT (tenant, name, version, hour, measure, bucket) DO UPDATE SET count = usage_buckets.count + excluded.count", batch.Buckets.OrderBy(b => (b.Tenant, b.Name, b.Version, b.Hour, b.Measure, b.Bucket)), t);
         return true;
     }
 
@@ -134,6 +135,9 @@ internal sealed partial class Usage(Serving serving, Database database, TimeProv
             NotKept(log, e);
         }
     }
+
+    /// <param name="Number">Of this host's batches.</param>
+    private sealed record Batch(long Number, UsageRow[] Rows, UsageBucket[] Buckets);
 
     [LoggerMessage(LogLevel.Warning, "Usage could not be added to the store; it is kept for the next try")]
     private static partial void NotKept(ILogger log, Exception exception);

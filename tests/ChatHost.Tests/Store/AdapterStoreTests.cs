@@ -27,7 +27,7 @@ public sealed class SqliteAdapterStoreTests : AdapterStoreTests
     {
         using (var database = Open())
             database.Change((t, _) => Dapper.SqlMapper.Execute(t.Connection!, """
-                ALTER TABLE versions DROP COLUMN stored_bytes; ALTER TABLE adapters DROP COLUMN pinned; DELETE FROM migrations WHERE number = 1;
+                ALTER TABLE versions DROP COLUMN stored_bytes; ALTER TABLE adapters DROP COLUMN pinned; DROP TABLE usage_batches; DELETE FROM migrations WHERE number > 0;
                 INSERT INTO adapters (tenant, name, changed, created_at, next_version) VALUES ('a', 'x', 1, 0, 2);
                 INSERT INTO versions VALUES ('a', 'x', 1, 'sha256:0', 'lora', 8, 1000, 1000, NULL, '[]', 0, 'me');
                 """, transaction: t));
