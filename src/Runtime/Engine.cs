@@ -359,7 +359,7 @@ public sealed partial class Engine : IRuntime
         }
         var sampling = new SamplingState(request.Sampling, config.Generation.Sampling, request.Sampling.Seed ?? Random.Shared.NextInt64(), prompt);
         var generation = new Generation(request, prompt, request.MaxTokens ?? Math.Min(room, config.Generation.MaxNewTokens ?? room), endTokens, lease, sampling);
-        if (lease is not null && !residency.Prefetch(lease.Entry)) generation.AwaitAdapter();
+        if (lease is not null && !residency.Prefetch(lease.Entry, request.Tenant)) generation.AwaitAdapter();
         arrivals.Enqueue(generation);
         Wake();
         if (stopping.IsCancellationRequested) generation.End(ShuttingDown());           // perhaps too late for the loop to see it

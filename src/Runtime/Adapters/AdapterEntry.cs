@@ -40,6 +40,12 @@ internal sealed class AdapterEntry(Adapter adapter, long bytes)
     /// <summary>When it was last wanted, on the residency's clock.</summary>
     public long LastWanted { get; set; }
 
+    /// <summary>The same on the machine's, in milliseconds.</summary>
+    public long LastWantedAt { get; set; } = Environment.TickCount64;
+
+    /// <summary>Who wanted it last.</summary>
+    public string Tenant { get; set; } = "";
+
     /// <summary>Number of the last step that reads it.</summary>
     public long LastStep { get; set; }
 

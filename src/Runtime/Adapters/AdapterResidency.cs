@@ -10,9 +10,10 @@ namespace TenantLora.Runtime.Adapters;
 /// freed on the engine's thread, when no step under way reads it.
 /// <para>
 /// Once a turn the engine tells who runs and who waits, in the order in which they should run. In that order those not on the device are
-/// loaded, the least recently wanted adapter that nobody needs making room. Where all are needed, the first that finds no room waits, and
-/// those behind it wait too; those to be kept go only where no other is left to go; the one with the fewest running sequences takes no more of them until it has made room, so that a popular
-/// adapter cannot keep another out for ever.
+/// loaded, the least recently wanted adapter that nobody needs making room: of tenants who have more than an equal share of the room, so that one who goes
+/// through many adapters drives out its own. Where all are needed, the first that finds no room waits, and those behind it wait too; those to be kept go only
+/// where no other is left to go; the one with the fewest running sequences takes no more of them until it has made room, so that a popular adapter cannot
+/// keep another out for ever.
 /// </para>
 /// </summary>
 internal sealed class AdapterResidency : IDisposable
@@ -49,6 +50,9 @@ internal sealed class AdapterResidency : IDisposable
 
     public long Budget { get; }
 
+    /// <summary>What nobody has wanted for longer goes first, whoever's it is, and counts for nobody's share.</summary>
+    internal TimeSpan Patience { get; set; } = TimeSpan.FromMinutes(1);
+
     /// <summary>Digests of those that make room for another only where none else is on the device. Any thread may set it.</summary>
     public IReadOnlySet<string> Kept { get; set => Volatile.Write(ref field, value); } = FrozenSet<string>.Empty;
 
@@ -64,11 +68,12 @@ internal sealed class AdapterResidency : IDisposable
     /// Somebody will want it: starts the load if there is room and nobody waits for it. Says whether the adapter is on the device. Any
     /// thread may call.
     /// </summary>
-    public bool Prefetch(AdapterEntry entry)
+    /// <param name="tenant">Who; null: the host itself.</param>
+    public bool Prefetch(AdapterEntry entry, string? tenant = null)
     {
         lock (gate)
         {
-            entry.LastWanted = ++clock;
+            (entry.LastWanted, entry.LastWantedAt, entry.Tenant) = (++clock, Environment.TickCount64, tenant ?? entry.Tenant);
             if (entry.Place == AdapterPlace.Host && !Cramped(entry) && first is null && loading < MostLoads && used + entry.Bytes <= Budget) Start(entry);
             return entry.Place == AdapterPlace.Device;
         }
@@ -151,12 +156,20 @@ internal sealed class AdapterResidency : IDisposable
         {
             var idle = onDevice.Where(e => !needed(e) && e.LastStep <= done).ToList();
             var othersGo = retired.Count + loading > 0 || onDevice.Any(e => !IsKept(e));
-            if (idle.Where(e => !othersGo || !IsKept(e)).MinBy(e => e.LastWanted) is not { } oldest) return false;
-            onDevice.Remove(oldest);
-            Free(oldest);
+            if (Choose([.. idle.Where(e => !othersGo || !IsKept(e))], entry) is not { } goes) return false;
+            onDevice.Remove(goes);
+            Free(goes);
             evictionCount++;
         }
         return true;
+    }
+
+    private AdapterEntry? Choose(List<AdapterEntry> mayGo, AdapterEntry wanting)
+    {
+        var (oldest, recent) = (mayGo.MinBy(e => e.LastWanted), Environment.TickCount64 - (long)Patience.TotalMilliseconds);
+        if (oldest is null || oldest.LastWantedAt <= recent) return oldest;
+        var taken = onDevice.Where(e => e.LastWantedAt > recent).Append(wanting).GroupBy(e => e.Tenant, StringComparer.Ordinal).ToDictionary(g => g.Key, g => g.Sum(e => e.Bytes), StringComparer.Ordinal);
+        return mayGo.Where(e => taken.GetValueOrDefault(e.Tenant) > Budget / taken.Count).MinBy(e => e.LastWanted) ?? oldest;
     }
 
     private void Close(Dictionary<AdapterEntry, int> runs, HashSet<AdapterEntry> ahead)

@@ -86,6 +86,34 @@ public sealed class AdapterResidencyTests : IDisposable
         Assert.Equal(30, most);
     }
 
+    /// <summary>One tenant goes through five hundred adapters; another comes back to its two now and then.</summary>
+    [Theory]
+    [InlineData(60, 100)]           // within its share they stay
+    [InlineData(0, 0)]              // what nobody has wanted for longer than that is nobody's share
+    public void A_tenant_of_many_adapters_drives_out_its_own(int seconds, int hits)
+    {
+        Create(100);
+        residency!.Patience = TimeSpan.FromSeconds(seconds);
+        AdapterEntry[] many = [.. Enumerable.Range(0, 500).Select(i => New($"many {i}"))], few = [New("one"), New("other")];
+        var found = 0;
+        for (var i = 0; i < 1000; i++)
+        {
+            Want(many[i % 500], "many");
+            if (i % 20 != 19) continue;
+            foreach (var entry in few)
+                if (Want(entry, "few") && i > 20) found++;
+        }
+        Assert.Equal(hits, found * 100 / (2 * 49));
+        Assert.Equal(100, residency.Look().Bytes);           // nothing is set aside for those who want nothing
+
+        bool Want(AdapterEntry entry, string tenant)
+        {
+            var there = residency.Prefetch(entry, tenant);
+            TurnUntilQuiet([], [entry]);
+            return there;
+        }
+    }
+
     [Fact]
     public void Those_to_be_kept_go_last_and_hold_nobody_up_for_ever()
     {
