@@ -12,8 +12,8 @@ using TenantLora.Runtime;
 namespace TenantLora.ChatHost.Runtimes;
 
 /// <summary>
-/// Runtimes of other processes, all with one base model. A tenant's requests go to one of them as long as the list is the same, so that what it has read of
-/// prompts and adapters serves again; where that one does not take them, to the next, but never once an answer has begun. One that is gone is asked every
+/// Runtimes of other processes, all with one base model. A tenant's requests go to one of them as long as the list is the same, so that its adapters are
+/// there already; where that one does not take them, to the next, but never once an answer has begun. One that is gone is asked every
 /// second whether it is back.
 /// </summary>
 internal sealed partial class RemoteRuntimes : IServedRuntime
