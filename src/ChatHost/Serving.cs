@@ -36,7 +36,7 @@ internal sealed class Serving(IServedRuntime runtime, AdapterCatalog? catalog) :
             var model = Find(request);
             try
             {
-                return new PinnedRequest(model, request with { Model = model.Name, Adapter = model.Digest }, model.Digest is null ? null : await runtime.HoldAsync(model.Digest, cancellationToken));
+                return new PinnedRequest(model, request with { Model = model.Name, Adapter = model.Digest }, model.Digest is null ? null : await runtime.HoldAsync(model.Digest, request.Tenant, cancellationToken));
             }
             catch (TenantLoraException) when (Find(request).Digest != model.Digest)
             {

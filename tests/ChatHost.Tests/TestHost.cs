@@ -121,7 +121,7 @@ internal sealed class TestHost : IAsyncDisposable
             _ => Harbor with { Digest = "sha256:" + Convert.ToHexStringLower(System.Security.Cryptography.SHA256.HashData(Encoding.UTF8.GetBytes(tenant))) },
         }, []));
 
-        public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken)
+        public ValueTask<IDisposable> HoldAsync(string digest, string? tenant, CancellationToken cancellationToken)
         {
             (runtime as FakeRuntime)?.Held.Enqueue(digest);
             return new(new MemoryStream());

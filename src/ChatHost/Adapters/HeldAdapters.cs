@@ -7,8 +7,9 @@ using TenantLora.Runtime;
 namespace TenantLora.ChatHost.Adapters;
 
 /// <summary>
-/// Adapters at hand, by digest: each is brought once however many ask, stays while anybody holds it, and beyond a budget those go that nobody has asked
-/// for longest. One that could not be brought is tried again by the next who asks.
+/// Adapters at hand, by digest: each is brought once however many ask, and stays while anybody holds it. Beyond a budget those go that nobody has asked for
+/// longest: first such as nobody has for a while, then of tenants who have more than an equal share, as on the device. One that could not be brought is
+/// tried again by the next who asks.
 /// </summary>
 /// <param name="bring">Brings one, and says what it takes.</param>
 /// <param name="release">Lets one go. Called while nobody can hold it.</param>
@@ -22,15 +23,19 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
     /// <summary>These stay, once they are here, while others take turns.</summary>
     public ImmutableHashSet<string> Kept { get; set => Volatile.Write(ref field, value); } = ImmutableHashSet.Create<string>(StringComparer.Ordinal);
 
+    /// <summary>What nobody has asked for in this time goes first, whoever's it is, and counts for nobody's share.</summary>
+    public TimeSpan Patience { get; set; } = TimeSpan.FromMinutes(1);
+
     /// <summary>Keeps an adapter at hand until the result is disposed of.</summary>
+    /// <param name="tenant">Who asks; null: the host itself.</param>
     /// <param name="how">Brings it in another way than the usual.</param>
     /// <exception cref="TenantLoraException"><see cref="ErrorCodes.AdapterUnavailable"/></exception>
-    public async ValueTask<IDisposable> HoldAsync(string digest, Func<Task<long>>? how, CancellationToken cancellationToken)
+    public async ValueTask<IDisposable> HoldAsync(string digest, string? tenant, Func<Task<long>>? how, CancellationToken cancellationToken)
     {
         while (true)
         {
             var adapter = all.GetOrAdd(digest, d => new HeldAdapter(() => BringAsync(d, how ?? (() => bring(d)))));
-            if (!adapter.Enter()) continue;         // it has just gone
+            if (!adapter.Enter(tenant)) continue;         // it has just gone
             try
             {
                 await adapter.Brought.WaitAsync(cancellationToken);
@@ -72,8 +77,11 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
     private void MakeRoom()
     {
         if (Interlocked.Read(ref taken) <= budget) return;
-        var kept = Kept;
-        foreach (var (digest, adapter) in all.Where(h => h.Value.IsHere && !kept.Contains(h.Key)).OrderBy(h => h.Value.LastUsed))
+        var (kept, recent) = (Kept, Stopwatch.GetTimestamp() - (long)(Patience.TotalSeconds * Stopwatch.Frequency));
+        var here = all.Where(h => h.Value.IsHere).Select(h => (Digest: h.Key, Adapter: h.Value, h.Value.LastUsed, h.Value.Tenant)).ToArray();
+        var shares = here.Where(h => h.LastUsed > recent).GroupBy(h => h.Tenant, StringComparer.Ordinal).ToDictionary(g => g.Key, g => g.Sum(h => h.Adapter.Brought.Result), StringComparer.Ordinal);
+        bool TakesMuch(string tenant) => shares.GetValueOrDefault(tenant) > budget / shares.Count;
+        foreach (var (digest, adapter, _, _) in here.Where(h => !kept.Contains(h.Digest)).OrderBy(h => h.LastUsed <= recent ? 0 : TakesMuch(h.Tenant) ? 1 : 2).ThenBy(h => h.LastUsed))
         {
             if (Interlocked.Read(ref taken) <= budget) return;
             if (adapter.Close(() => Remove(digest, adapter))) metrics?.AdapterEvicted();
@@ -114,6 +122,7 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
         private readonly Lazy<Task<long>> brought = new(() => Task.Run(load));
         private readonly Lock gate = new();
         private long lastUsed;
+        private volatile string tenant = "";
         private int users;
         private bool isClosed;
         private Action? whenLeft;
@@ -125,13 +134,17 @@ internal sealed partial class HeldAdapters(Func<string, Task<long>> bring, Actio
 
         public long LastUsed => Interlocked.Read(ref lastUsed);
 
+        /// <summary>Who asked for it last.</summary>
+        public string Tenant => tenant;
+
         /// <summary>False: it has gone, and another must take its place. Waits for one that is just going.</summary>
-        public bool Enter()
+        public bool Enter(string? by)
         {
             lock (gate)
             {
                 if (isClosed) return false;
-                Interlocked.Exchange(ref lastUsed, Environment.TickCount64);
+                Interlocked.Exchange(ref lastUsed, Stopwatch.GetTimestamp());
+                tenant = by ?? tenant;
                 users++;
                 return true;
             }

@@ -60,12 +60,12 @@ internal sealed class EngineRuntime : IServedRuntime
         var report = await Task.Run(() => Engine.TryAddAdapter(folder), cancellationToken);
         if (report.Adapter is not { } adapter) return report;
         // It is there already, unless one with the same bytes was just being let go.
-        using var hold = await held.HoldAsync(adapter.Digest,
+        using var hold = await held.HoldAsync(adapter.Digest, tenant,
             () => Task.FromResult(Engine.Adapters.Any(a => a.Digest == adapter.Digest) ? adapter.Bytes : Engine.AddAdapter(folder).Bytes), CancellationToken.None);
         return report with { Findings = [.. report.Findings, await SmokeRun.TryAsync(Engine, adapter.Digest)] };
     }
 
-    public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => held.HoldAsync(digest, null, cancellationToken);
+    public ValueTask<IDisposable> HoldAsync(string digest, string? tenant, CancellationToken cancellationToken) => held.HoldAsync(digest, tenant, null, cancellationToken);
 
     public bool Forget(string digest, Action whenLeft) => held.Forget(digest, whenLeft);
 
@@ -77,7 +77,7 @@ internal sealed class EngineRuntime : IServedRuntime
         foreach (var digest in digests)
             try
             {
-                (await HoldAsync(digest, cancellationToken)).Dispose();
+                (await HoldAsync(digest, null, cancellationToken)).Dispose();
             }
             catch (TenantLoraException)
             {

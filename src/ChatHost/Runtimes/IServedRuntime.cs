@@ -26,8 +26,9 @@ internal interface IServedRuntime : IRuntime
     Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken);
 
     /// <summary>Brings an adapter to where requests find it, once however many ask, and keeps it there until the result is disposed of.</summary>
+    /// <param name="tenant">Who asks; null: the host itself.</param>
     /// <exception cref="TenantLoraException"><see cref="ErrorCodes.AdapterUnavailable"/></exception>
-    ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken);
+    ValueTask<IDisposable> HoldAsync(string digest, string? tenant, CancellationToken cancellationToken);
 
     /// <summary>Lets an adapter go that nobody may name any more.</summary>
     /// <returns>False: somebody holds it. <paramref name="whenLeft"/> is called when nobody does.</returns>

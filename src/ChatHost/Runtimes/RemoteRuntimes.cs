@@ -128,7 +128,7 @@ internal sealed partial class RemoteRuntimes : IServedRuntime
     public Task<AdapterReport> JudgeAsync(string folder, string tenant, bool tries, CancellationToken cancellationToken) =>
         FirstThatTakesAsync(tenant, runtime => runtime.JudgeAsync(folder, tries, cancellationToken));
 
-    public ValueTask<IDisposable> HoldAsync(string digest, CancellationToken cancellationToken) => held.HoldAsync(digest, null, cancellationToken);
+    public ValueTask<IDisposable> HoldAsync(string digest, string? tenant, CancellationToken cancellationToken) => held.HoldAsync(digest, tenant, null, cancellationToken);
 
     public bool Forget(string digest, Action whenLeft)
     {
