@@ -18,7 +18,8 @@ public sealed class HeldAdaptersTests
             if (digest.StartsWith("few", StringComparison.Ordinal)) few++;
             here++;
             return Task.FromResult(10L);
-        }, _ => here--, 100, NullLogger.Instance) { Patience = TimeSpan.FromSeconds(seconds) };
+        }, _ => here--, 100, NullLogger.Instance)
+        { Patience = TimeSpan.FromSeconds(seconds) };
         for (var i = 0; i < 1000; i++)
         {
             await WantAsync($"many {i % 500}", "many");
