@@ -2,7 +2,6 @@ using System.Data.Common;
 using System.Globalization;
 using System.Text.Json;
 using System.Text.Json.Serialization;
-using Microsoft.AspNetCore.Http.Features;
 using Microsoft.AspNetCore.Http.HttpResults;
 using Microsoft.AspNetCore.Mvc;
 using Microsoft.Data.Sqlite;
@@ -119,9 +118,7 @@ internal static partial class AdapterEndpoints
         if (!IsName(name)) return Refused(400, "invalid_value", $"An adapter's name is 1 to {LongestName} letters, digits, '.', '_' and '-', and begins with a letter or digit.");
         if (name == serving.Info.Model) return Refused(409, "name_taken", "This is the base model's name.");
         var largest = serving.Runtime.MaxAdapterFileBytes;
-        var most = largest + (2 << 20);
-        if (context.Request.ContentLength > most) return Refused(413, "request_too_large", $"An adapter of this model has at most {largest} bytes.");
-        if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
+        if (context.Request.ContentLength > AdapterUpload.LimitBody(context, largest)) return Refused(413, "request_too_large", $"An adapter of this model has at most {largest} bytes.");
         using var slot = uploads.Enter(tenant);
         if (slot is null) return new Refusal(new ApiError(429, ErrorCodes.QueueFull, $"{UploadsAtOnce} uploads of this tenant are under way. Try again when one is over.", RetryAfter: TimeSpan.FromSeconds(1)));
         try

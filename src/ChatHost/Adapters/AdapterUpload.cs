@@ -1,6 +1,7 @@
 using System.Formats.Tar;
 using System.IO.Compression;
 using System.Security.Cryptography;
+using Microsoft.AspNetCore.Http.Features;
 using Microsoft.AspNetCore.WebUtilities;
 using Microsoft.Net.Http.Headers;
 
@@ -13,10 +14,19 @@ namespace TenantLora.ChatHost.Adapters;
 internal sealed class AdapterUpload(StagedFolder folder, long mostBytes)
 {
     private const int MostEntries = 64, MostHeaders = 16, MostHeaderBytes = 16 << 10, MostBoundary = 128;
-    private const long MostConfigBytes = 1 << 20;
+    public const long MostConfigBytes = 1 << 20;
     private readonly HashSet<string> found = new(StringComparer.Ordinal);
     private readonly List<string> others = [];
     private long left = mostBytes + MostConfigBytes;                // that may still come out of the request, unpacked
+
+    /// <summary>Lets the request's body be as large as the two files and what goes around them.</summary>
+    /// <returns>How large that is.</returns>
+    public static long LimitBody(HttpContext context, long mostBytes)
+    {
+        var most = mostBytes + (2 << 20);
+        if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most;
+        return most;
+    }
 
     /// <exception cref="UploadRefusedException">What is wrong with how they came; nothing is said here of what is in them.</exception>
     /// <exception cref="BadHttpRequestException">The body ended early, or is larger than the server takes.</exception>

@@ -9,7 +9,6 @@ namespace TenantLora.ChatHost.Adapters;
 /// </summary>
 internal sealed partial class FetchedAdapters(AdapterFolders folders, Uri from, string serviceKey, long budget, ILogger<FetchedAdapters> log) : IDisposable
 {
-    private const long MostConfigBytes = 1 << 20;
     private static readonly TimeSpan LongestSilence = TimeSpan.FromSeconds(30);
 
     private readonly HttpClient http = Service.Client();
@@ -35,7 +34,7 @@ internal sealed partial class FetchedAdapters(AdapterFolders folders, Uri from, 
                     folders.Delete(digest, () => false);
                 }
             using var staged = folders.Stage();
-            await FetchAsync(digest, AdapterFolders.ConfigName, staged, MostConfigBytes);
+            await FetchAsync(digest, AdapterFolders.ConfigName, staged, AdapterUpload.MostConfigBytes);
             await FetchAsync(digest, AdapterFolders.WeightsName, staged, engine.MaxAdapterFileBytes);
             var adapter = engine.AddAdapter(staged.Path, digest);
             folders.Keep(staged, digest);

@@ -3,6 +3,7 @@ using System.IO.Pipelines;
 using System.Security.Cryptography;
 using System.Text;
 using System.Text.Json;
+using TenantLora.Connector;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.OpenAi;
@@ -23,19 +24,11 @@ internal sealed class CompletionWriter(CompletionRequest request, bool tellsProg
         if (request.Chat) Write(body, Chunk(new Choice { Delta = new ChoiceText { Role = "assistant", Content = "" } }));
         for (var count = 1; ; count++)
         {
+            var progress = tellsProgress ? WireProgress.From(events.Current) : null;
             switch (events.Current)
             {
-                case GenerationQueued queued when tellsProgress:
-                    Write(body, Chunk() with { Progress = new ChunkProgress("queued") { Ahead = queued.Ahead, PromptTokens = queued.PromptTokens } });
-                    break;
-                case AdapterLoading when tellsProgress:
-                    Write(body, Chunk() with { Progress = new ChunkProgress("adapter_load") });
-                    break;
-                case PrefillProgress prefill when tellsProgress:
-                    Write(body, Chunk() with { Progress = new ChunkProgress("prefill") { Done = prefill.Done, Total = prefill.Total } });
-                    break;
                 case TextDelta delta:
-                    Write(body, Chunk(Piece(delta, written)) with { Progress = tellsProgress && delta.Tokens != 1 ? new ChunkProgress("delta") { Tokens = delta.Tokens } : null });
+                    Write(body, Chunk(Piece(delta, written)) with { Progress = progress });
                     written += delta.Text.Length;
                     break;
                 case GenerationDone done:
@@ -44,6 +37,9 @@ internal sealed class CompletionWriter(CompletionRequest request, bool tellsProg
                     body.Write("data: [DONE]\n\n"u8);
                     await body.FlushAsync(cancellationToken);
                     return done;
+                case var _ when progress is not null:
+                    Write(body, Chunk() with { Progress = progress });
+                    break;
             }
             var next = events.MoveNextAsync();
             if (!next.IsCompleted)

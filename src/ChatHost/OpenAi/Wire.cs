@@ -1,4 +1,5 @@
 using System.Text.Json.Serialization;
+using TenantLora.Connector;
 using TenantLora.Runtime;
 
 namespace TenantLora.ChatHost.OpenAi;
@@ -19,27 +20,7 @@ internal sealed record Completion(string Id, [property: JsonPropertyName("object
     public CompletionTimings? Timings { get; init; }
 
     [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public ChunkProgress? Progress { get; init; }
-}
-
-/// <summary>What a runtime tells a Web host beside the text.</summary>
-/// <param name="Event"><c>queued</c>, <c>adapter_load</c>, <c>prefill</c>, or <c>delta</c> beside a text of other than one token.</param>
-internal sealed record ChunkProgress(string Event)
-{
-    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public int? Ahead { get; init; }
-
-    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public int? PromptTokens { get; init; }
-
-    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public int? Done { get; init; }
-
-    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public int? Total { get; init; }
-
-    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
-    public int? Tokens { get; init; }
+    public WireProgress? Progress { get; init; }
 }
 
 /// <summary>Exactly one of delta, message and text is set.</summary>

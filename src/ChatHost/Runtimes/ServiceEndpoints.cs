@@ -1,5 +1,4 @@
 using System.Collections.Immutable;
-using Microsoft.AspNetCore.Http.Features;
 using TenantLora.ChatHost.Adapters;
 using TenantLora.Runtime;
 
@@ -47,7 +46,7 @@ internal static class ServiceEndpoints
     private static async Task<IResult> JudgeAsync(HttpContext context, EngineRuntime runtime, AdapterFolders folders, FetchedAdapters fetched, bool @try = false)
     {
         var most = runtime.MaxAdapterFileBytes;
-        if (context.Features.Get<IHttpMaxRequestBodySizeFeature>() is { IsReadOnly: false } size) size.MaxRequestBodySize = most + (2 << 20);
+        AdapterUpload.LimitBody(context, most);
         using var staged = folders.Stage();
         try
         {

@@ -106,10 +106,35 @@ internal sealed record WireChoice(WireDelta? Delta, string? Text, string? Finish
 
 internal sealed record WireDelta(string? Content);
 
-/// <summary>What a runtime tells a host beside the text.</summary>
+/// <summary>What a runtime tells a host beside the text; both sides of it. Null is not written, whoever writes.</summary>
 /// <param name="Event"><c>queued</c>, <c>adapter_load</c>, <c>prefill</c>, or <c>delta</c> beside a text of other than one token.</param>
-internal sealed record WireProgress(string? Event, int? Ahead, int? PromptTokens, int? Done, int? Total, int? Tokens)
+internal sealed record WireProgress(string? Event)
 {
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Ahead { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? PromptTokens { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Done { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Total { get; init; }
+
+    [JsonIgnore(Condition = JsonIgnoreCondition.WhenWritingNull)]
+    public int? Tokens { get; init; }
+
+    /// <summary>Null: there is nothing to tell.</summary>
+    public static WireProgress? From(GenerationEvent happened) => happened switch
+    {
+        GenerationQueued queued => new("queued") { Ahead = queued.Ahead, PromptTokens = queued.PromptTokens },
+        AdapterLoading => new("adapter_load"),
+        PrefillProgress prefill => new("prefill") { Done = prefill.Done, Total = prefill.Total },
+        TextDelta { Tokens: not 1 } delta => new("delta") { Tokens = delta.Tokens },
+        _ => null,
+    };
+
     public GenerationEvent? ToEvent(string? adapter) => Event switch
     {
         "queued" => new GenerationQueued(Ahead ?? 0, PromptTokens ?? 0),
