@@ -137,21 +137,25 @@ public abstract class EngineTests
         await using var small = Start(cacheTokens, stepTokens, blockSize: blockSize, adapterMegabytes: adapterMegabytes);
         AddAll(small);
         var random = new Random(1);
-        var neighbours = requests.Select(async request =>
+        // Neighbours come and go by chance; where none of them was in the way, the same once more.
+        for (var round = 0; round == 0 || (cacheTokens > 0 && small.Status.Preemptions == 0 && round < 5); round++)
         {
-            await Task.Delay(random.Next(60));
-            var left = random.Next(1, 8);
-            await foreach (var _ in small.GenerateAsync(request with { Sampling = new SamplingOptions { Temperature = 2 } }))
-                if (--left == 0) break;
-        });
-        var answers = requests.Select(r => Read(small, r)).ToList();
-        await Task.WhenAll(neighbours);
+            var neighbours = requests.Select(async request =>
+            {
+                await Task.Delay(random.Next(60));
+                var left = random.Next(1, 8);
+                await foreach (var _ in small.GenerateAsync(request with { Sampling = new SamplingOptions { Temperature = 2 } }))
+                    if (--left == 0) break;
+            });
+            var answers = requests.Select(r => Read(small, r)).ToList();
+            await Task.WhenAll(neighbours);
 
-        foreach (var (request, answer) in requests.Zip(await Task.WhenAll(answers)))
-        {
-            if (stepTokens > LargestExactStep && request.Sampling.Temperature > 0) continue;
-            Assert.Equal(alone[Key(request)].Text, answer.Text);
-            Assert.Equal(alone[Key(request)].Done.Usage, answer.Done.Usage);
+            foreach (var (request, answer) in requests.Zip(await Task.WhenAll(answers)))
+            {
+                if (stepTokens > LargestExactStep && request.Sampling.Temperature > 0) continue;
+                Assert.Equal(alone[Key(request)].Text, answer.Text);
+                Assert.Equal(alone[Key(request)].Done.Usage, answer.Done.Usage);
+            }
         }
         if (cacheTokens > 0) Assert.True(small.Status.Preemptions > 0, "The pool was meant to run out.");
         if (adapterMegabytes > 0) Assert.True(small.Status.AdapterEvictions > 0, "Adapters were meant to make room for each other.");
